@@ -1,0 +1,86 @@
+"""Files that are there whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hetero.errors import ConfigError, StorageError
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write below `path` into one clear line.
+
+    Raises:
+        StorageError: The disk is full or failed.
+        ConfigError: Not permitted, or a file is where a folder has to be.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{path}: the disk is full; free some space and run the command again, "
+                "what was finished before is still there"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfigError(
+                f"{path}: no permission to write; choose another folder with --output"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise ConfigError(f"{path}: {error.strerror}; choose another --output") from error
+        if error.errno == errno.EIO:
+            raise StorageError(f"{path}: the disk failed ({error.strerror})") from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """`path`, made with its parents where it was not there."""
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never half."""
+    make_folder(path.parent)
+    raw = data.encode() if isinstance(data, str) else data
+    with storage_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes the file private; results are for others to read, as open() has it.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write JSON for people and programs: indented, keys in the order given, atomically."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

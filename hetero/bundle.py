@@ -1,0 +1,347 @@
+"""Bundle: a folder with a manifest, which every stage hands to the next.
+
+    gallery/
+      manifest.json        what is here, from what, with the SHA-256 of every file
+      weights.safetensors  the model's parameters and buffers
+      head.safetensors     a gallery model's classifier, rows in the space
+      probe.safetensors    pictures, and the vectors PyTorch gives for them
+      model.fp32.onnx ...  exported files
+
+Nothing in a bundle is a pickle, and no path in a manifest may leave the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hetero._files import make_folder, sha256, write_atomically, write_json
+from hetero.errors import BundleError
+from hetero.preprocess import Preprocess
+from hetero.space import Space
+
+SCHEMA = "hetero.bundle/1"
+MANIFEST = "manifest.json"
+
+Role = Literal["gallery", "query"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Artifact(_Frozen):
+    """One file (or, for Core ML, folder) of a bundle.
+
+    Attributes:
+        path: Relative to the bundle, forward slashes.
+        kind: "weights", "head", "probe", or a format's name: "onnx", "tflite", "coreml".
+        sha256: Of the bytes; of a folder, see `digest`.
+        size_bytes: Of the file, or of all files in the folder.
+        precision: "fp32", "fp16", "int8"; empty for what is not a model file.
+        input: What the model file takes: "uint8_nhwc" (preprocessing inside) or "float32_nchw".
+        batch: 1 for a fixed batch, 0 for a dynamic one.
+        facts: What the writer found out: tool versions, parity, conversion time.
+    """
+
+    path: str
+    kind: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+    precision: str = ""
+    input: Literal["", "uint8_nhwc", "float32_nchw"] = ""
+    batch: int = Field(default=0, ge=0)
+    facts: dict[str, str | float | int] = Field(default_factory=dict)
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        parts = PurePosixPath(value).parts
+        if not parts or "\\" in value or "\0" in value or value.startswith("/") or ".." in parts:
+            raise ValueError(f"path {value!r} leaves the bundle")
+        return value
+
+
+class Model(_Frozen):
+    """What is needed to build the model again before its weights are loaded.
+
+    Attributes:
+        backbone: As given to `hetero.models.backbone`: "resnet:width=32", "timm:NAME", "m:f".
+        dim: Length of the embedding.
+        parameters: Count, embedding layer included, classifier excluded.
+        macs: Multiply-accumulates for one picture at the bundle's input size.
+    """
+
+    backbone: str
+    dim: int = Field(ge=1)
+    parameters: int = Field(ge=0)
+    macs: int = Field(ge=0)
+
+
+class Manifest(_Frozen):
+    """What a bundle is; `manifest.json` is this, and nothing else is trusted."""
+
+    schema_: str = Field(alias="schema")
+    role: Role
+    space_name: str
+    space_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model: Model
+    preprocess: dict[str, Any]
+    recipe: dict[str, str | int | float | bool]
+    parent: str = ""
+    data: dict[str, str | int] = Field(default_factory=dict)
+    files: tuple[Artifact, ...] = ()
+    made_with: dict[str, str] = Field(default_factory=dict)
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Pictures at the model's input size, and the unit vectors PyTorch gives for them.
+
+    Attributes:
+        ids: One per row.
+        pixels: uint8 NHWC.
+        vectors: float32, unit rows, made by the bundle's own weights in PyTorch.
+    """
+
+    ids: tuple[str, ...]
+    pixels: UInt8[np.ndarray, "n s s 3"]
+    vectors: Float32[np.ndarray, "n d"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder and its manifest, both checked. `load` reads one, `create` starts one."""
+
+    root: Path
+    manifest: Manifest
+
+    # -- what it says ---------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        """Whether it embeds galleries or queries."""
+        return self.manifest.role
+
+    @property
+    def space(self) -> Space:
+        """The space its vectors live in; a query bundle's is its gallery model's."""
+        m = self.manifest
+        return Space(m.space_name, m.space_digest, m.model.dim)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared for its model."""
+        return Preprocess.from_json(self.manifest.preprocess)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights: the identity a child bundle records as its parent."""
+        return self.artifact("weights").sha256
+
+    def artifact(self, kind: str, precision: str = "") -> Artifact:
+        """The file of this kind and precision.
+
+        Raises:
+            BundleError: There is none; the message lists those there are.
+        """
+        for item in self.manifest.files:
+            if (item.kind, item.precision) == (kind, precision):
+                return item
+        have = ", ".join(f"{f.kind} {f.precision}".strip() for f in self.manifest.files) or "none"
+        raise BundleError(f"{self.root}: no {kind} {precision} file; there are: {have}".replace("  ", " "))
+
+    def exported(self) -> tuple[Artifact, ...]:
+        """The model files written by an exporter."""
+        return tuple(f for f in self.manifest.files if f.precision)
+
+    def path(self, item: Artifact) -> Path:
+        """Where a file of this bundle is."""
+        return self.root / item.path
+
+    def tensors(self, kind: str) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of a safetensors file of this bundle ("weights", "head", "probe").
+
+        Raises:
+            BundleError: It is missing or torn.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = self.path(self.artifact(kind))
+        try:
+            return load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from error
+
+    def probe(self) -> Probe:
+        """The probe pictures and their reference vectors."""
+        t = self.tensors("probe")
+        ids = tuple(t["ids"].tobytes().decode().split("\n"))
+        return Probe(ids, t["pixels"], t["vectors"])
+
+    # -- reading and writing --------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, root: Path, *, verify: bool = True) -> Bundle:
+        """The bundle in a folder, every file's hash checked.
+
+        Args:
+            root: The folder.
+            verify: Compare each file's SHA-256 with the manifest. Leave it on for anything that
+                was handed over; off only saves time right after writing.
+
+        Raises:
+            BundleError: No manifest, not valid, newer than this program, or a file is missing or
+                altered; the message names it.
+        """
+        path = root / MANIFEST
+        try:
+            raw = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise BundleError(
+                f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train`"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from error
+        found = raw.get("schema") if isinstance(raw, dict) else None
+        if found != SCHEMA:
+            raise BundleError(
+                f"{path}: schema {found!r}, this program reads {SCHEMA!r}; "
+                "use the version that wrote it, or train and export again"
+            )
+        try:
+            manifest = Manifest.model_validate(raw)
+            bundle = cls(root, manifest)
+            _ = bundle.space, bundle.preprocess
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(p) for p in first["loc"])
+            raise BundleError(
+                f"{path}: {error.error_count()} mistakes, first at {where}: {first['msg']}"
+            ) from error
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def verify(self) -> None:
+        """Nothing, if every file is there with the bytes the manifest promises.
+
+        Raises:
+            BundleError: One is missing, leaves the folder through a link, or was altered.
+        """
+        home = self.root.resolve()
+        for item in self.manifest.files:
+            path = self.path(item)
+            if not path.exists():
+                raise BundleError(f"{path}: listed in the manifest but missing")
+            if not path.resolve().is_relative_to(home):
+                raise BundleError(f"{path}: leads out of the bundle")
+            got, size = digest(path)
+            if got != item.sha256:
+                raise BundleError(
+                    f"{path}: altered: SHA-256 {got[:12]}… ({size} bytes) where the manifest has "
+                    f"{item.sha256[:12]}… ({item.size_bytes} bytes); export or copy it again"
+                )
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        *,
+        role: Role,
+        space: Space,
+        model: Model,
+        preprocess: Preprocess,
+        recipe: Mapping[str, str | int | float | bool],
+        parent: str = "",
+        data: Mapping[str, str | int] | None = None,
+        made_with: Mapping[str, str] | None = None,
+        tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Bundle:
+        """A new bundle in `root`, files first and the manifest last.
+
+        Args:
+            root: The folder; made if need be. A manifest that was there is replaced at the end.
+            role: "gallery" or "query".
+            space: Where its vectors live.
+            model: How to build it.
+            preprocess: How pictures are prepared for it.
+            recipe: Method and settings as they were called.
+            parent: `Bundle.digest` of the gallery bundle; "" for a gallery model.
+            data: What it was trained on: source, split checksum, counts.
+            made_with: Versions of the libraries.
+            tensors: Kind ("weights", "head", "probe") to named arrays.
+        """
+        from safetensors.numpy import save
+
+        make_folder(root)
+        files = []
+        for kind, arrays in tensors.items():
+            path = root / f"{kind}.safetensors"
+            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+            write_atomically(path, save(contiguous, metadata={"hetero.space_id": space.id}))
+            hexdigest, size = digest(path)
+            files.append(Artifact(path=path.name, kind=kind, sha256=hexdigest, size_bytes=size))
+        manifest = Manifest(
+            schema=SCHEMA,
+            role=role,
+            space_name=space.name,
+            space_digest=space.digest,
+            model=model,
+            preprocess=preprocess.to_json(),
+            recipe=dict(recipe),
+            parent=parent,
+            data=dict(data or {}),
+            files=tuple(files),
+            made_with=dict(made_with or {}),
+        )
+        bundle = cls(root, manifest)
+        bundle._write()
+        return bundle
+
+    def with_artifact(self, item: Artifact) -> Bundle:
+        """This bundle with one more file, which is already in the folder; the manifest is written.
+
+        A file of the same kind and precision takes the place of the old one.
+        """
+        kept = tuple(
+            f for f in self.manifest.files if (f.kind, f.precision) != (item.kind, item.precision)
+        )
+        bundle = Bundle(self.root, self.manifest.model_copy(update={"files": (*kept, item)}))
+        bundle._write()
+        return bundle
+
+    def _write(self) -> None:
+        write_json(self.root / MANIFEST, self.manifest.model_dump(mode="json", by_alias=True))
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes of a file, or of a folder.
+
+    A folder's hash is that of the lines ``<sha256>  <relative path>`` of its files, sorted by
+    path: what ``sha256sum`` prints, hashed once more.
+    """
+    if path.is_file():
+        return sha256(path), path.stat().st_size
+    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix())
+    lines = "".join(f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
+    return hashlib.sha256(lines.encode()).hexdigest(), sum(p.stat().st_size for p in files)
+
+
+def space_digest(weights_sha256: str, preprocess: Preprocess, dim: int) -> str:
+    """The identity of the space that a gallery model with these weights defines."""
+    text = f"hetero.space/1 {weights_sha256} {preprocess.sha256} {dim}"
+    return hashlib.sha256(text.encode()).hexdigest()

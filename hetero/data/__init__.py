@@ -1,0 +1,181 @@
+"""Where pictures come from: a list of what is there, its split, and a way to read it.
+
+A source is a module of this folder with ``source(where, seed) -> Images``; the command line names it as
+``NAME`` or ``NAME:WHERE``: ``emoji``, ``folder:photos/``, ``manifest:list.csv``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hetero import _plugins
+from hetero._files import canonical_json
+from hetero.errors import DataError
+from hetero.preprocess import Preprocess
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A collection: ids, labels, split and protocol, with pixels read when asked for.
+
+    Attributes:
+        name: For people: "emoji", "folder:photos".
+        ids: Unique.
+        labels: Class of each picture.
+        groups: Pictures of one group never answer each other's queries (a design family, a
+            camera). Where a collection has no groups, each picture's id is its group.
+        splits: "train", "val" or "test"; a class is in one split only.
+        roles: "query", "gallery" or "both", for evaluation.
+        read: Row number -> decoded RGB uint8 (h, w, 3), any size.
+        skipped: Files passed over.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    splits: tuple[str, ...]
+    roles: tuple[str, ...]
+    read: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    skipped: tuple[Skipped, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        for name in ("labels", "groups", "splits", "roles"):
+            if len(getattr(self, name)) != n:
+                raise DataError(f"{self.name}: {len(getattr(self, name))} {name} for {n} ids")
+        if n == 0:
+            why = f"; {len(self.skipped)} files were skipped" if self.skipped else ""
+            raise DataError(f"{self.name}: no usable picture{why}")
+        double = [i for i, count in Counter(self.ids).items() if count > 1]
+        if double:
+            raise DataError(f"{self.name}: id {double[0]!r} occurs more than once")
+        for name, allowed in (("splits", SPLITS), ("roles", ("query", "gallery", "both"))):
+            odd = set(getattr(self, name)) - set(allowed)
+            if odd:
+                raise DataError(
+                    f"{self.name}: unknown {name[:-1]} {min(odd)!r}; there are {', '.join(allowed)}"
+                )
+        where: dict[str, str] = {}
+        for label, split in zip(self.labels, self.splits, strict=True):
+            if where.setdefault(label, split) != split:
+                raise DataError(
+                    f"{self.name}: class {label!r} is in both {where[label]} and {split}; "
+                    "open-set evaluation needs classes that training never saw"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, split: Split) -> tuple[int, ...]:
+        """Row numbers of one split."""
+        return tuple(row for row, s in enumerate(self.splits) if s == split)
+
+    def classes(self, split: Split) -> tuple[str, ...]:
+        """Sorted labels of one split."""
+        return tuple(sorted({self.labels[row] for row in self.rows(split)}))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ids, labels, groups, splits and roles: the split's checksum."""
+        table = [list(r) for r in zip(self.ids, self.labels, self.groups, self.splits, self.roles, strict=True)]
+        return hashlib.sha256(canonical_json(table).encode()).hexdigest()
+
+    def pixels(
+        self,
+        rows: Sequence[int],
+        preprocess: Preprocess,
+        on_row: Callable[[], None] | None = None,
+        workers: int = 2,
+    ) -> UInt8[np.ndarray, "n s s 3"]:
+        """The pictures of these rows at the model's input size, decoded by a few threads.
+
+        Args:
+            rows: Row numbers, in the order wanted.
+            preprocess: Says the size and how to get there.
+            on_row: Called after each picture, for a progress bar.
+            workers: Decoding threads.
+        """
+        out = np.empty((len(rows), preprocess.size_px, preprocess.size_px, 3), dtype=np.uint8)
+
+        def one(item: tuple[int, int]) -> None:
+            at, row = item
+            out[at] = preprocess.pixels(self.read(row))
+            if on_row is not None:
+                on_row()
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(one, enumerate(rows)):
+                pass
+        return out
+
+
+def load(spec: str, seed: int = 0) -> Images:
+    """The collection that a command line names.
+
+    Args:
+        spec: ``NAME`` or ``NAME:WHERE``, a source of this folder or a dotted path to one's own; a
+            bare path of a folder means ``folder:``, of a .csv or .parquet file ``manifest:``.
+        seed: Of the split, where the source makes one.
+
+    Raises:
+        DataError: Nothing usable is there.
+        ConfigError: No such source.
+    """
+    name, _, where = spec.partition(":")
+    path = Path(spec)
+    if path.suffix.lower() in (".csv", ".parquet") and name not in _plugins.names(__name__):
+        name, where = "manifest", spec
+    elif not where and name not in _plugins.names(__name__) and (path.exists() or "/" in spec):
+        name, where = "folder", spec
+    images: Images = _plugins.load(__name__, name).source(where, seed)
+    return images
+
+
+def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
+    """Class -> split, about 60 % train, 10 % val, 30 % test, by hash of the class name.
+
+    A class keeps its split when others are added. With few classes the hash may leave a split
+    empty; then classes are taken over in hash order until train has 2, test 2 and val 1, as far as
+    there are classes.
+    """
+    classes = sorted(set(labels))
+
+    def place(name: str) -> str:
+        return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+    order = sorted(classes, key=place)
+    split: dict[str, Split] = {}
+    for name in order:
+        share = int(place(name)[:8], 16) % 100
+        split[name] = "train" if share < 60 else "val" if share < 70 else "test"
+    wanted: tuple[tuple[Split, int], ...] = (("train", 2), ("test", 2), ("val", 1))
+    for name_of, least in wanted:
+        for donor in order:
+            counts = Counter(split.values())
+            if counts[name_of] >= least:
+                break
+            surplus = {s: counts[s] - n for s, n in wanted}
+            if split[donor] != name_of and surplus[split[donor]] > 0:
+                split[donor] = name_of
+    return split

@@ -1,0 +1,66 @@
+"""Classifiers over unit embeddings: what fixes a space, and what a query model can be held to."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from hetero.errors import ConfigError
+
+Margin = Literal["cosine", "arcface"]
+
+
+class CosineHead(nn.Module):
+    """Scaled cosines to one unit row per class, with a margin on the right class in training.
+
+    "cosine" takes the margin off the cosine: Wang et al., "CosFace", CVPR 2018, arXiv:1801.09414.
+    "arcface" adds it to the angle: Deng et al., "ArcFace", CVPR 2019, arXiv:1801.07698; angles that
+    the margin would push past 180 degrees get the paper's linear continuation.
+
+    Args:
+        dim: Length of an embedding.
+        classes: Number of classes, at least 2.
+        scale: Multiplies the cosines (inverse temperature).
+        margin: In cosine units, or in radians for "arcface".
+        kind: Where the margin goes.
+    """
+
+    def __init__(
+        self, dim: int, classes: int, scale: float = 16.0, margin: float = 0.1, kind: Margin = "cosine"
+    ) -> None:
+        super().__init__()
+        if classes < 2 or scale <= 0 or margin < 0 or kind not in get_args(Margin):
+            raise ConfigError(
+                "a classifier needs at least 2 classes, scale above 0, margin of at least 0 and kind "
+                f"cosine or arcface; got {classes}, {scale}, {margin}, {kind!r}"
+            )
+        self.scale, self.margin, self.kind = scale, margin, kind
+        self.weight = nn.Parameter(torch.empty(classes, dim))
+        nn.init.normal_(self.weight, std=dim**-0.5)
+
+    def rows(self) -> Float[Tensor, "c d"]:
+        """The unit row of each class: its place in the space."""
+        return nn.functional.normalize(self.weight, dim=1)
+
+    def forward(
+        self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b c"]:
+        """Logits, shape (batch, classes); with labels, the margin is applied."""
+        cosine = embeddings @ self.rows().T
+        if labels is None or self.margin == 0:
+            return self.scale * cosine
+        own = cosine.gather(1, labels[:, None])
+        if self.kind == "cosine":
+            lowered = own - self.margin
+        else:
+            safe = own.clamp(-1 + 1e-6, 1 - 1e-6)
+            lowered = torch.where(
+                safe > math.cos(math.pi - self.margin),
+                torch.cos(torch.acos(safe) + self.margin),
+                safe - math.sin(math.pi - self.margin) * self.margin,
+            )
+        return self.scale * cosine.scatter(1, labels[:, None], lowered)

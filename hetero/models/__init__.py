@@ -1,0 +1,198 @@
+"""Models: a backbone, a linear embedding layer, L2 normalisation in the graph.
+
+A backbone family is a module of this folder with ``build(options: str) -> nn.Module``; the command
+line names it as ``FAMILY`` or ``FAMILY:OPTIONS``: ``resnet:width=32,depth=10``, ``timm:NAME``. Anything else
+with a dot is ``package.module:function``, a user's own function that returns an ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from hetero import _plugins
+from hetero.bundle import Bundle
+from hetero.errors import BundleError, ConfigError
+from hetero.preprocess import Preprocess
+
+
+class EmbeddingNet(nn.Module):
+    """Pictures to unit vectors: backbone, linear layer with batch norm, L2.
+
+    Args:
+        backbone: Maps (n, 3, h, w) to (n, features).
+        features: Number of features it gives.
+        dim: Length of the embedding.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.backbone = backbone
+        # Batch norm before L2 keeps any one direction from dominating; exporters fold it away.
+        self.projection = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim))
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Unit rows, shape (n, dim), for normalised pictures."""
+        return nn.functional.normalize(self.projection(self.backbone(images)), dim=1)
+
+
+class FromPixels(nn.Module):
+    """A net that takes pixels: uint8 (n, h, w, 3) RGB in, unit rows out, normalisation inside."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, net: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.net = net
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (preprocess.mean, preprocess.std))
+        # (x/255 - mean)/std as one multiply and one add, so that it costs two operations anywhere.
+        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 1, 1, 3), persistent=False)
+        self.register_buffer("shift", (-mean / std).reshape(1, 1, 1, 3), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Unit rows for uint8 (or float 0..255) NHWC pictures."""
+        nhwc = pixels.to(torch.float32) * self.scale + self.shift
+        rows: Tensor = self.net(nhwc.permute(0, 3, 1, 2))
+        return rows
+
+
+def options(text: str, defaults: Mapping[str, int | float | str], family: str) -> dict[str, str]:
+    """The ``key=value,key=value`` part of a backbone's name, over its defaults.
+
+    Raises:
+        ConfigError: A key that the family does not have, or a value of the wrong kind.
+    """
+    chosen = {k: str(v) for k, v in defaults.items()}
+    for part in filter(None, text.split(",")):
+        key, sign, value = part.partition("=")
+        if not sign or key not in defaults:
+            raise ConfigError(
+                f"backbone {family}: {part!r} is not one of its options; "
+                f"write {family}:KEY=VALUE with {', '.join(f'{k}={v}' for k, v in defaults.items())}"
+            )
+        try:
+            type(defaults[key])(value)
+        except ValueError:
+            raise ConfigError(
+                f"backbone {family}: {key} needs a {type(defaults[key]).__name__}, got {value!r}"
+            ) from None
+        chosen[key] = value
+    return chosen
+
+
+def backbone(spec: str) -> nn.Module:
+    """The backbone that a command line names, with fresh (or a library's pretrained) weights.
+
+    Args:
+        spec: ``FAMILY[:OPTIONS]`` or ``package.module:function``.
+
+    Raises:
+        ConfigError: Unknown family, options or function.
+    """
+    family, _, rest = spec.partition(":")
+    if family in _plugins.names(__name__) or "." not in family:
+        built: object = _plugins.load(__name__, family).build(rest)
+    else:
+        try:
+            built = getattr(importlib.import_module(family), rest)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"backbone {spec!r}: cannot call {family}:{rest}() ({error}); "
+                "it has to be importable and to work without arguments"
+            ) from error
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"backbone {spec!r}: expected an nn.Module, got {type(built).__name__}")
+    return built
+
+
+def build(spec: str, dim: int, size_px: int = 32) -> EmbeddingNet:
+    """A net with this backbone and an embedding of `dim` numbers.
+
+    Args:
+        spec: See `backbone`.
+        dim: Length of the embedding, at least 2.
+        size_px: Input side, used to find out how many features the backbone gives.
+
+    Raises:
+        ConfigError: Unknown backbone, or it does not map (n, 3, s, s) to (n, features).
+    """
+    if dim < 2:
+        raise ConfigError(f"dim must be at least 2, got {dim}")
+    trunk = backbone(spec).eval()
+    try:
+        with torch.no_grad():
+            out = trunk(torch.zeros(2, 3, size_px, size_px))
+    except (RuntimeError, ValueError, TypeError) as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"backbone {spec!r} cannot take pictures of {size_px}x{size_px}: {line}"
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        raise ConfigError(
+            f"backbone {spec!r} has to give a (n, features) tensor, got "
+            f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}; "
+            "remove its classifier and pool its feature map"
+        )
+    return EmbeddingNet(trunk, int(out.shape[1]), dim)
+
+
+def load(bundle: Bundle) -> EmbeddingNet:
+    """A bundle's net with its weights, in evaluation mode.
+
+    Raises:
+        BundleError: The weights do not fit the architecture the manifest names.
+    """
+    model = bundle.manifest.model
+    net = build(model.backbone, model.dim, bundle.preprocess.size_px)
+    arrays = bundle.tensors("weights")
+    try:
+        net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
+    except RuntimeError as error:
+        raise BundleError(
+            f"{bundle.root}: the weights do not fit backbone {model.backbone!r}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return net.eval()
+
+
+def arrays(net: nn.Module) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """A net's parameters and buffers as arrays that no later training step changes."""
+    return {k: v.detach().cpu().numpy().copy() for k, v in net.state_dict().items()}
+
+
+@torch.no_grad()
+def embed_pixels(
+    net: nn.Module,
+    preprocess: Preprocess,
+    pixels: UInt8[np.ndarray, "n s s 3"],
+    batch: int = 256,
+) -> Float32[np.ndarray, "n d"]:
+    """Unit rows for pictures at the model's input size, in evaluation mode, on the net's device."""
+    was_training = net.training
+    whole = FromPixels(net, preprocess).eval()
+    device = next(net.parameters()).device
+    whole.to(device)
+    try:
+        rows = [
+            whole(torch.from_numpy(np.ascontiguousarray(pixels[i : i + batch])).to(device))
+            for i in range(0, len(pixels), batch)
+        ]
+    finally:
+        net.train(was_training)
+    return torch.cat(rows).float().cpu().numpy()
+
+
+def pretrained_preprocess(spec: str) -> Preprocess | None:
+    """How a library's pretrained weights want their pictures, or None where nothing is known."""
+    family, _, rest = spec.partition(":")
+    if family not in _plugins.names(__name__):
+        return None
+    known = getattr(_plugins.load(__name__, family), "preprocess", None)
+    return known(rest) if known else None

@@ -1,0 +1,115 @@
+"""A MobileNetV3-like family for query models: depthwise 3x3, friendly to exporters and int8.
+
+Paper: Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244.
+Differs: kernels are 3x3 (some mobile runtimes have no fast 5x5 or 7x7), squeeze-and-excite is off
+    unless asked for (its int8 form loses most), and hard-swish is written x·clamp(x/6 + 1/2, 0, 1),
+    the form that mobile runtimes run fused in int8.
+
+Options: width=1.0 (multiplier), depth=1.0 (multiplier of repeats), se=0 (1 adds squeeze-and-excite),
+    act=relu (or hswish), stride=2 (of the stem; 1 for pictures of 32 px and less, where detail counts).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hetero import models
+from hetero.errors import ConfigError
+
+# channels, expansion, repeats, stride
+_STAGES = ((16, 1, 1, 1), (24, 4, 2, 2), (48, 4, 2, 2), (96, 4, 2, 2))
+_LAST = 192
+_DEFAULTS: dict[str, int | float | str] = {
+    "width": 1.0,
+    "depth": 1.0,
+    "se": 0,
+    "act": "relu",
+    "stride": 2,
+}
+
+
+class HardSwish(nn.Module):
+    """x·clamp(x/6 + 1/2, 0, 1): hard-swish without the operator that int8 runtimes fall back on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`."""
+        return x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0)
+
+
+class _Squeeze(nn.Module):
+    """Channel weights from the pooled picture."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(8, channels // 4)
+        self.weigh = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.weigh(x) * (1 / 6) + 0.5).clamp(0.0, 1.0)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+class _Inverted(nn.Module):
+    """Widen, look around depthwise, narrow; and the way around where shapes allow."""
+
+    def __init__(
+        self, inputs: int, outputs: int, expansion: int, stride: int, se: bool, act: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        layers = [*_conv(inputs, inner, 1), act()] if expansion > 1 else []
+        layers += [*_conv(inner, inner, 3, stride, groups=inner), act()]
+        layers += [_Squeeze(inner)] if se else []
+        self.inner = nn.Sequential(*layers, *_conv(inner, outputs, 1))
+        self.around = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return x + y if self.around else y
+
+
+def build(text: str = "") -> nn.Module:
+    """A backbone that maps (n, 3, h, w) to (n, features).
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+    chosen = models.options(text, _DEFAULTS, "mobilenet")
+    width, depth = float(chosen["width"]), float(chosen["depth"])
+    stride, act = int(chosen["stride"]), chosen["act"]
+    if width <= 0 or depth <= 0 or stride not in (1, 2) or act not in ("relu", "hswish"):
+        raise ConfigError(
+            "backbone mobilenet: width and depth above 0, stride 1 or 2, act relu or hswish; "
+            f"got width={width}, depth={depth}, stride={stride}, act={act}"
+        )
+    activation: type[nn.Module] = nn.ReLU if act == "relu" else HardSwish
+
+    def channels(base: int) -> int:
+        # Multiples of 8 fill the vector registers of every runtime.
+        return max(8, int(base * width / 8 + 0.5) * 8)
+
+    inputs = channels(16)
+    layers: list[nn.Module] = [*_conv(3, inputs, 3, stride), activation()]
+    for base, expansion, repeats, step in _STAGES:
+        for block in range(max(1, round(repeats * depth))):
+            layers.append(
+                _Inverted(
+                    inputs,
+                    channels(base),
+                    expansion,
+                    step if not block else 1,
+                    chosen["se"] != "0",
+                    activation,
+                )
+            )
+            inputs = channels(base)
+    layers += [*_conv(inputs, channels(_LAST), 1), activation()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -1,0 +1,41 @@
+"""Backbones of torchvision, pretrained where weights are at hand: ``torchvision:mobilenet_v3_small``.
+
+Add ``,weights=DEFAULT`` (or another name) for its weights. They may have seen your test classes
+(ImageNet): no result on those classes is an unseen-class result.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hetero.errors import ConfigError, require
+
+
+def build(text: str) -> nn.Module:
+    """A torchvision classifier with its last linear layer taken off.
+
+    Raises:
+        ConfigError: torchvision knows no model of this name, its weights cannot be had, or it does
+            not end in a linear layer.
+        MissingExtraError: torchvision is not installed.
+    """
+    name, _, rest = text.partition(",")
+    key, _, weights = rest.partition("=")
+    if rest and key != "weights":
+        raise ConfigError(
+            f"backbone torchvision: write torchvision:NAME or NAME,weights=DEFAULT; got {text!r}"
+        )
+    library = require("torchvision.models", "timm")
+    try:
+        model: nn.Module = library.get_model(name, weights=weights or None)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise ConfigError(f"backbone torchvision:{text}: {str(error).splitlines()[0]}") from error
+    for head in ("fc", "classifier", "head", "heads"):
+        module = getattr(model, head, None)
+        if isinstance(module, nn.Linear):
+            setattr(model, head, nn.Identity())
+            return model
+        if isinstance(module, nn.Sequential) and len(module) and isinstance(module[-1], nn.Linear):
+            module[-1] = nn.Identity()
+            return model
+    raise ConfigError(f"backbone torchvision:{name}: found no last linear layer to take off")

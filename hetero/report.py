@@ -1,0 +1,300 @@
+"""Measurements, limits and the report: a number is not a result until it has a unit and a limit.
+
+`report.json` has a published schema, `hetero/report.schema.json`, and this module writes nothing
+that breaks it. Rendering for people is elsewhere: `hetero.render`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hetero._files import write_json
+from hetero.errors import BundleError, ConfigError
+
+SCHEMA = "hetero.report/1"
+
+Outcome = Literal["pass", "fail", "inconclusive", "unjudged"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on a measurement, and on which of its rows it is laid.
+
+    Attributes:
+        measurement: Name of the measurement.
+        at_least: Lower bound, in the measurement's unit, or None.
+        at_most: Upper bound, or None; at least one of the two is given.
+        device, format, precision: Shell patterns that choose rows; "*" takes any.
+        by: "value" judges the number alone. "interval" asks that the whole confidence interval
+            lies on one side: a limit inside the interval is inconclusive.
+        min_n: With fewer observations than this the outcome is inconclusive.
+        why: One sentence for the report.
+    """
+
+    measurement: str
+    at_least: float | None = None
+    at_most: float | None = None
+    device: str = "*"
+    format: str = "*"
+    precision: str = "*"
+    by: Literal["value", "interval"] = "value"
+    min_n: int = 0
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise ConfigError(f"limit on {self.measurement!r}: give at_least, at_most or both")
+        if any(b is not None and math.isnan(b) for b in (self.at_least, self.at_most)):
+            raise ConfigError(f"limit on {self.measurement!r}: a bound is not a number")
+        if self.by not in ("value", "interval"):
+            raise ConfigError(
+                f"limit on {self.measurement!r}: by is 'value' or 'interval', got {self.by!r}"
+            )
+
+    def __str__(self) -> str:
+        low, high = (f"{b:g}" if b is not None else "" for b in (self.at_least, self.at_most))
+        return f"{low} to {high}" if low and high else (f"≥ {low}" if low else f"≤ {high}")
+
+    def covers(self, m: Measurement) -> bool:
+        """Whether the limit is laid on this measurement."""
+        return self.measurement == m.name and all(
+            fnmatch.fnmatchcase(value, pattern)
+            for value, pattern in (
+                (m.device, self.device),
+                (m.format, self.format),
+                (m.precision, self.precision),
+            )
+        )
+
+    def judge(self, m: Measurement) -> Outcome:
+        """The outcome for a measurement; a value that is not finite fails."""
+        if not math.isfinite(m.value):
+            return "fail"
+        if m.n is not None and m.n < self.min_n:
+            return "inconclusive"
+        low, high = (m.value, m.value)
+        if self.by == "interval":
+            if m.ci is None:
+                raise ConfigError(
+                    f"limit on {m.name!r} judges by interval, but it was measured without one; "
+                    "say by = \"value\""
+                )
+            low, high = m.ci
+        least = -math.inf if self.at_least is None else self.at_least
+        most = math.inf if self.at_most is None else self.at_most
+        if least <= low and high <= most:
+            return "pass"
+        if high < least or low > most:
+            return "fail"
+        return "inconclusive" if self.by == "interval" else "fail"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with its unit, where it was measured, and what was made of it.
+
+    Attributes:
+        name: Snake case, the field's term: "heterogeneous_recall_at_1", "latency_p50".
+        value: The number. Ratios are in 0..1.
+        unit: "ms", "MiB", "s", "count"; empty for a ratio or a cosine.
+        device, format, precision: Of the file it belongs to; empty for a model as a whole.
+        limit: What it was held to, once judged.
+        outcome: "unjudged" until there is a limit.
+        ci: 95 % confidence interval, or None.
+        n: Observations behind the number (queries, runs), or None.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    device: str = ""
+    format: str = ""
+    precision: str = ""
+    limit: Limit | None = None
+    outcome: Outcome = "unjudged"
+    ci: tuple[float, float] | None = None
+    n: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `report.json`; a value that is not finite becomes null."""
+        limit = None
+        if self.limit is not None:
+            limit = {
+                "at_least": self.limit.at_least,
+                "at_most": self.limit.at_most,
+                "by": self.limit.by,
+                "min_n": self.limit.min_n,
+                "why": self.limit.why,
+            }
+        return {
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else None,
+            "unit": self.unit,
+            "device": self.device,
+            "format": self.format,
+            "precision": self.precision,
+            "limit": limit,
+            "outcome": self.outcome,
+            "ci": list(self.ci) if self.ci is not None else None,
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Measurement:
+        """What `to_json` wrote; a null value comes back as NaN."""
+        limit = value["limit"] and Limit(value["name"], **value["limit"])
+        ci = value["ci"] and (float(value["ci"][0]), float(value["ci"][1]))
+        number = math.nan if value["value"] is None else float(value["value"])
+        return cls(**{**value, "limit": limit, "ci": ci, "value": number})
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """Something a reader might think was executed, and why it was not."""
+
+    format: str
+    precision: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured on what, and the verdict.
+
+    Attributes:
+        subject: What the report is about, in a few words.
+        measurements: In the order to show them.
+        facts: Hashes, versions, machine, command, seed.
+        not_run: What was not executed here.
+        examples: Worst queries for people to look at; see `hetero.render`.
+        series: Named number lists for plots ("latency_ms local tflite int8").
+    """
+
+    subject: str
+    measurements: tuple[Measurement, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    not_run: tuple[NotRun, ...] = ()
+    examples: tuple[Mapping[str, Any], ...] = ()
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail if any limit failed, else inconclusive if any was or nothing was judged."""
+        outcomes = {m.outcome for m in self.measurements}
+        if "fail" in outcomes:
+            return "fail"
+        if "inconclusive" in outcomes or "pass" not in outcomes:
+            return "inconclusive"
+        return "pass"
+
+    def judged_by(self, limits: Iterable[Limit]) -> Report:
+        """This report with each measurement held to the limits laid on it.
+
+        Where two limits cover one measurement the row is repeated, one outcome each, so none
+        hides another.
+
+        Raises:
+            ConfigError: A limit names something that was not measured.
+        """
+        limits = tuple(limits)
+        unused = [x for x in limits if not any(x.covers(m) for m in self.measurements)]
+        if unused:
+            u = unused[0]
+            raise ConfigError(
+                f"limit on {u.measurement!r} (device {u.device}, format {u.format}, precision "
+                f"{u.precision}) names nothing that was measured; remove it or measure it"
+            )
+        judged: list[Measurement] = []
+        for m in self.measurements:
+            laid = [x for x in limits if x.covers(m)]
+            judged += [replace(m, limit=x, outcome=x.judge(m)) for x in laid] or [m]
+        return replace(self, measurements=tuple(judged))
+
+    def get(self, name: str, device: str = "*", format: str = "*", precision: str = "*") -> Measurement:
+        """The first measurement of this name whose place matches the patterns.
+
+        Raises:
+            KeyError: There is none.
+        """
+        probe = Limit(name, at_least=0, device=device, format=format, precision=precision)
+        for m in self.measurements:
+            if probe.covers(m):
+                return m
+        raise KeyError(f"no measurement {name} for {device} {format} {precision}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "schema": SCHEMA,
+            "subject": self.subject,
+            "verdict": self.verdict,
+            "measurements": [m.to_json() for m in self.measurements],
+            "facts": dict(self.facts),
+            "not_run": [vars(x) for x in self.not_run],
+            "examples": [dict(x) for x in self.examples],
+            "series": {k: list(v) for k, v in self.series.items()},
+        }
+
+    def save(self, path: Path) -> None:
+        """Write `report.json`, atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """The report that `save` wrote.
+
+        Raises:
+            BundleError: Missing, torn or from a newer version.
+        """
+        try:
+            raw = json.loads(path.read_bytes())
+            if raw["schema"] != SCHEMA:
+                raise BundleError(
+                    f"{path}: schema {raw['schema']!r}, this program reads {SCHEMA!r}"
+                )
+            return cls(
+                raw["subject"],
+                tuple(Measurement.from_json(m) for m in raw["measurements"]),
+                raw["facts"],
+                tuple(NotRun(**x) for x in raw["not_run"]),
+                tuple(raw["examples"]),
+                raw["series"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise BundleError(f"{path}: cannot be read as a report ({error!r})") from error
+
+
+def load_limits(path: Path | None = None) -> tuple[Limit, ...]:
+    """The limits of a TOML file of ``[[limit]]`` tables, or the built-in ones.
+
+    Raises:
+        ConfigError: The file is missing, is not TOML, or a table has a wrong key or value.
+    """
+    source = path or Path(__file__).with_name("limits.toml")
+    try:
+        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: limits cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from error
+    tables = raw.get("limit")
+    if not isinstance(tables, list) or not tables:
+        raise ConfigError(f"{source}: no [[limit]] table in it; nothing would be judged")
+    limits = []
+    for number, table in enumerate(tables, 1):
+        try:
+            limits.append(Limit(**table))
+        except TypeError as error:
+            raise ConfigError(f"{source}: limit {number}: {error}") from error
+    return tuple(limits)

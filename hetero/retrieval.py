@@ -1,0 +1,225 @@
+"""Exact search, and what is enough to score it: the rank of each right answer.
+
+Recall@k, mAP, CMC and their kin all follow from the ranks of the relevant gallery rows, so the
+ranks are computed once, block by block in bounded memory, and every metric of `hetero.metrics` is a
+function of them. Ties count against the query: a model that maps everything to one point scores
+nothing, not everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from hetero.errors import DataError
+from hetero.space import Embeddings
+
+#: Memory for similarities at one time, in MiB, unless a caller says otherwise.
+BLOCK_MIB = 256
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Which gallery rows answer which query.
+
+    A gallery row is *relevant* if it has the query's label, and *hidden* from the query if it has
+    the query's group (the same design family, the same camera, or the picture itself).
+
+    Attributes:
+        query_labels, query_groups: One each per query row.
+        gallery_labels, gallery_groups: One each per gallery row.
+    """
+
+    query_labels: tuple[str, ...]
+    query_groups: tuple[str, ...]
+    gallery_labels: tuple[str, ...]
+    gallery_groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for side in ("query", "gallery"):
+            labels, groups = getattr(self, f"{side}_labels"), getattr(self, f"{side}_groups")
+            if len(labels) != len(groups) or not labels:
+                raise DataError(
+                    f"truth: {len(labels)} {side} labels and {len(groups)} groups; "
+                    "both sides need at least one row"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """For each answerable query, the ranks of its relevant gallery rows.
+
+    Attributes:
+        queries: Row numbers, in the query embeddings, of the queries that have an answer.
+        labels: The class of each such query, for clustered statistics.
+        ranks: Ranks of relevant rows, 0 is the top, ascending, all queries' one after another.
+        starts: ranks[starts[i]:starts[i + 1]] belong to queries[i].
+        visible: Number of gallery rows each query could have found.
+        unanswerable: How many queries have no visible relevant row and are left out.
+    """
+
+    queries: Int64[np.ndarray, " q"]
+    labels: tuple[str, ...]
+    ranks: Int64[np.ndarray, " r"]
+    starts: Int64[np.ndarray, " q1"]
+    visible: Int64[np.ndarray, " q"]
+    unanswerable: int
+
+    @property
+    def best(self) -> Int64[np.ndarray, " q"]:
+        """Rank of the first right answer of each query."""
+        best: Int64[np.ndarray, " q"] = self.ranks[self.starts[:-1]]
+        return best
+
+    def of(self, query: int) -> Int64[np.ndarray, " r"]:
+        """The ranks of one answerable query, by its position in `queries`."""
+        some: Int64[np.ndarray, " r"] = self.ranks[self.starts[query] : self.starts[query + 1]]
+        return some
+
+
+def _members(keys: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Key -> ascending row numbers."""
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return {key: np.asarray(value, dtype=np.int64) for key, value in rows.items()}
+
+
+def _check(queries: Embeddings, gallery: Embeddings, truth: Truth) -> None:
+    gallery.space.must_match(queries.space, f"queries by {queries.made_by}")
+    if (len(queries), len(gallery)) != (len(truth.query_labels), len(truth.gallery_labels)):
+        raise DataError(
+            f"truth is for {len(truth.query_labels)} queries and {len(truth.gallery_labels)} gallery "
+            f"rows, but there are {len(queries)} and {len(gallery)}"
+        )
+
+
+def _block_rows(gallery_rows: int, block_mib: float) -> int:
+    return max(1, int(block_mib * 2**20 / (4 * max(1, gallery_rows))))
+
+
+def rank(
+    queries: Embeddings,
+    gallery: Embeddings,
+    truth: Truth,
+    *,
+    block_mib: float = BLOCK_MIB,
+    on_rows: Callable[[int], None] | None = None,
+) -> Ranks:
+    """The ranks of all relevant gallery rows, exact.
+
+    Args:
+        queries: In the gallery's space.
+        gallery: What is searched.
+        truth: Labels and groups of both.
+        block_mib: Bound on the similarities held at one time.
+        on_rows: Called with the number of queries done, for a progress bar.
+
+    Raises:
+        SpaceMismatchError: The two are not in one space.
+        DataError: No query has a visible relevant gallery row.
+    """
+    _check(queries, gallery, truth)
+    by_label, by_group = _members(truth.gallery_labels), _members(truth.gallery_groups)
+    none = np.empty(0, dtype=np.int64)
+    kept: list[int] = []
+    found: list[Int64[np.ndarray, " r"]] = []
+    visible: list[int] = []
+    step = _block_rows(len(gallery), block_mib)
+    columns = np.ascontiguousarray(gallery.vectors.T)
+    for begin in range(0, len(queries), step):
+        block = queries.vectors[begin : begin + step] @ columns
+        for at, scores in enumerate(block):
+            row = begin + at
+            hidden = by_group.get(truth.query_groups[row], none)
+            right = by_label.get(truth.query_labels[row], none)
+            if hidden.size:
+                right = right[np.isin(right, hidden, assume_unique=True, invert=True)]
+            if not right.size:
+                continue
+            wanted = np.sort(scores[right])[::-1]
+            if hidden.size:
+                scores[hidden] = -np.inf
+            # Rows at least as similar, less the relevant ones that are: ties count against us.
+            ahead = np.fromiter((np.count_nonzero(scores >= s) for s in wanted), np.int64, len(wanted))
+            equal_or_better = np.searchsorted(-wanted, -wanted, side="right")
+            found.append(ahead - equal_or_better + np.arange(len(wanted)))
+            kept.append(row)
+            visible.append(len(gallery) - hidden.size)
+        if on_rows is not None:
+            on_rows(len(block))
+    if not kept:
+        raise DataError(
+            "no query has a right answer in the gallery: every class needs two pictures that may "
+            "answer each other (different groups), one a query and one in the gallery"
+        )
+    lengths = np.fromiter((len(r) for r in found), np.int64, len(found))
+    return Ranks(
+        queries=np.asarray(kept, dtype=np.int64),
+        labels=tuple(truth.query_labels[row] for row in kept),
+        ranks=np.concatenate(found),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        visible=np.asarray(visible, dtype=np.int64),
+        unanswerable=len(queries) - len(kept),
+    )
+
+
+def search(
+    queries: Embeddings,
+    gallery: Embeddings,
+    k: int,
+    *,
+    truth: Truth | None = None,
+    block_mib: float = BLOCK_MIB,
+) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+    """The k most similar gallery rows of each query, best first, exact.
+
+    Args:
+        queries: In the gallery's space.
+        gallery: What is searched.
+        k: How many; at most the number of gallery rows.
+        truth: If given, rows of the query's group are hidden; a place that cannot be filled
+            holds row -1 and similarity -inf.
+        block_mib: Bound on the similarities held at one time.
+
+    Returns:
+        Gallery row numbers, and cosine similarities. Equal similarities go by row number.
+    """
+    gallery.space.must_match(queries.space, f"queries by {queries.made_by}")
+    if truth is not None:
+        _check(queries, gallery, truth)
+    k = min(k, len(gallery))
+    by_group = _members(truth.gallery_groups) if truth else {}
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    values = np.empty((len(queries), k), dtype=np.float32)
+    step = _block_rows(len(gallery), block_mib)
+    for begin in range(0, len(queries), step):
+        block = queries.vectors[begin : begin + step] @ gallery.vectors.T
+        if truth is not None:
+            for at, scores in enumerate(block):
+                scores[by_group.get(truth.query_groups[begin + at], [])] = -np.inf
+        part = np.argpartition(-block, k - 1, axis=1)[:, :k] if k < len(gallery) else None
+        if part is None:
+            part = np.broadcast_to(np.arange(k), (len(block), k)).copy()
+        got = np.take_along_axis(block, part, axis=1)
+        order = np.lexsort((part, -got), axis=1)
+        rows[begin : begin + step] = np.take_along_axis(part, order, axis=1)
+        values[begin : begin + step] = np.take_along_axis(got, order, axis=1)
+    rows[np.isneginf(values)] = -1
+    return rows, values
+
+
+def pairwise_cosine(a: Embeddings, b: Embeddings) -> Float64[np.ndarray, " n"]:
+    """Cosine between the two vectors of each id, in the order of `a`, in -1..1.
+
+    Raises:
+        SpaceMismatchError: Two spaces.
+        DataError: An id of `a` is missing in `b`.
+    """
+    a.space.must_match(b.space, f"vectors by {b.made_by}")
+    other = b.take(a.ids)
+    dots = np.einsum("nd,nd->n", a.vectors.astype(np.float64), other.vectors.astype(np.float64))
+    return np.clip(dots, -1.0, 1.0)
