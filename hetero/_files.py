@@ -62,7 +62,8 @@ def make_folder(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half."""
     make_folder(path.parent)
-    raw = data.encode() if isinstance(data, str) else data
+    # A file name that is not UTF-8 reaches us as lone surrogates; as \udcXX they stay valid JSON.
+    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     with storage_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -292,7 +292,8 @@ class Bundle:
         for kind, arrays in tensors.items():
             path = root / f"{kind}.safetensors"
             contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-            write_atomically(path, save(contiguous, metadata={"hetero.space_id": space.id}))
+            # No metadata: a gallery model's space is named after these very bytes.
+            write_atomically(path, save(contiguous))
             hexdigest, size = digest(path)
             files.append(Artifact(path=path.name, kind=kind, sha256=hexdigest, size_bytes=size))
         manifest = Manifest(
@@ -321,6 +322,15 @@ class Bundle:
             f for f in self.manifest.files if (f.kind, f.precision) != (item.kind, item.precision)
         )
         bundle = Bundle(self.root, self.manifest.model_copy(update={"files": (*kept, item)}))
+        bundle._write()
+        return bundle
+
+    def without_artifact(self, kind: str, precision: str) -> Bundle:
+        """This bundle with that file no longer listed; the manifest is written, the file stays."""
+        kept = tuple(
+            f for f in self.manifest.files if (f.kind, f.precision) != (kind, precision)
+        )
+        bundle = Bundle(self.root, self.manifest.model_copy(update={"files": kept}))
         bundle._write()
         return bundle
 

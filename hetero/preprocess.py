@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -26,11 +26,30 @@ from jaxtyping import Float32, UInt8
 from hetero._files import canonical_json
 from hetero.errors import BundleError, ConfigError, DataError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Resize = Literal["bilinear", "bicubic", "box", "lanczos"]
 Fit = Literal["squash", "centre"]
 
-#: Pictures above this many pixels are refused rather than decoded: a decompression bomb.
-MAX_PIXELS = 200_000_000
+#: Pictures above this many pixels are refused rather than decoded: a decompression bomb. It is
+#: Pillow's own limit; above half of it Pillow also warns.
+MAX_PIXELS = 178_956_970
+
+#: Formats for which Pillow would run another program or the system's renderer.
+_PROGRAMS = ("EPS", "WMF", "EMF")
+
+#: The EXIF tag that says how the camera was held, and what undoes each of its values.
+_ORIENTATION = 0x0112
+_UPRIGHT: Mapping[object, str] = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class Preprocess:
     """How a decoded picture becomes a model's input; part of a space's identity.
 
     Attributes:
-        size_px: Side of the square input, at least 8.
+        size_px: Side of the square input, 8 to 4096.
         resize: Pillow's antialiased filter of this name.
         fit: "squash" ignores the aspect ratio; "centre" crops the largest centred square first.
         mean: Per RGB channel, in units of 1 (white is 1.0).
@@ -52,8 +71,10 @@ class Preprocess:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
     def __post_init__(self) -> None:
-        if self.size_px < 8:
-            raise ConfigError(f"preprocess: size_px must be at least 8, got {self.size_px}")
+        if not isinstance(self.size_px, int) or not 8 <= self.size_px <= 4096:
+            raise ConfigError(
+                f"preprocess: size_px must be 8 to 4096, got {self.size_px!r}"
+            )
         if self.resize not in get_args(Resize):
             raise ConfigError(
                 f"preprocess: unknown resize {self.resize!r}; there are {', '.join(get_args(Resize))}"
@@ -62,9 +83,14 @@ class Preprocess:
             raise ConfigError(
                 f"preprocess: unknown fit {self.fit!r}; there are {', '.join(get_args(Fit))}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        if (
+            (len(self.mean), len(self.std)) != (3, 3)
+            or not all(map(math.isfinite, numbers))
+            or (min(self.std) <= 0)
+        ):
             raise ConfigError(
-                "preprocess: mean and std need three numbers each, std above 0; "
+                "preprocess: mean and std need three finite numbers each, std above 0; "
                 f"got {self.mean} and {self.std}"
             )
 
@@ -85,7 +111,7 @@ class Preprocess:
                 for k in ("mean", "std")
             )
             return cls(**{**value, "mean": mean, "std": std})  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise BundleError(f"not a preprocess spec: {value!r} ({error})") from error
 
     @property
@@ -106,10 +132,14 @@ class Preprocess:
             left, top = (width - side) // 2, (height - side) // 2
             box = (left, top, left + side, top + side)
         kernel = Image.Resampling[self.resize.upper()]
-        picture = Image.fromarray(rgb).resize((self.size_px, self.size_px), kernel, box=box)
+        picture = Image.fromarray(rgb).resize(
+            (self.size_px, self.size_px), kernel, box=box
+        )
         return np.asarray(picture)
 
-    def tensor(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n 3 h w"]:
+    def tensor(
+        self, pixels: UInt8[np.ndarray, "n h w 3"]
+    ) -> Float32[np.ndarray, "n 3 h w"]:
         """Normalised input, NCHW, float32: (x/255 - mean) / std per channel."""
         mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
         nhwc = (pixels.astype(np.float32) / np.float32(255) - mean) / std
@@ -120,39 +150,70 @@ def decode(source: bytes | Path) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as RGB, upright, opaque on white.
 
     Args:
-        source: A file's bytes or its path; any format Pillow reads. Of an animation, the first
-            frame. 16-bit grey is scaled by 1/257, so white stays white.
+        source: A file's bytes or its path; a raster format that Pillow reads. Of an animation, the
+            first frame. 16-bit grey is scaled by 1/257, so white stays white. Colour profiles are
+            not applied, as decoders on devices do not either.
 
     Raises:
-        DataError: Not a picture, truncated, empty, or larger than MAX_PIXELS.
+        DataError: Not a picture, truncated, empty, larger than MAX_PIXELS, or of a kind whose white
+            is not known (floating point, beyond 16 bits).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; we refuse larger ones
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{name}: {opened.width}x{opened.height} pixels is more than {MAX_PIXELS}"
-                    )
-                opened.load()
-                picture: Image.Image = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I") or picture.mode == "F":
-                    grey = np.asarray(picture).astype(np.float64)
-                    if picture.mode.startswith("I"):
-                        grey = grey / 257.0
-                    grey8 = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-                    return np.repeat(grey8[:, :, None], 3, axis=2)
-                if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-                    rgba = picture.convert("RGBA")
-                    picture = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-                    picture.alpha_composite(rgba)
-                return np.array(picture.convert("RGB"))
-    except DataError:
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        stream = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    except OSError as error:
+        raise DataError(
+            f"{name}: cannot be read ({error.strerror or error})"
+        ) from error
+    try:
+        with stream, Image.open(stream) as opened:
+            if opened.format in _PROGRAMS:
+                raise DataError(
+                    f"{name}: {opened.format} is a drawing, not a picture; export a PNG"
+                )
+            if opened.width * opened.height > MAX_PIXELS:
+                raise DataError(
+                    f"{name}: {opened.width}x{opened.height} pixels is more than {MAX_PIXELS}"
+                )
+            opened.load()
+            return _rgb(name, opened, opened.getexif().get(_ORIENTATION, 1))
+    except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not a picture that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: cannot be decoded ({error})") from error
+        what = "not a picture that can be read" if size else "the file is empty"
+        raise DataError(f"{name}: {what}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{name}: its header claims too many pixels ({error})"
+        ) from error
+    except Exception as error:  # on a damaged file a decoder may raise anything
+        raise DataError(
+            f"{name}: cannot be decoded ({error or type(error).__name__})"
+        ) from error
+
+
+def _rgb(
+    name: str, loaded: Image.Image, orientation: object
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A loaded picture of any mode as RGB, turned upright."""
+    from PIL import Image
+
+    # Pillow's exif_transpose also rewrites the EXIF block, and fails if that is damaged.
+    turn = _UPRIGHT.get(orientation)
+    picture = loaded.transpose(Image.Transpose[turn]) if turn else loaded
+    if picture.mode == "F":
+        raise DataError(f"{name}: floating-point pixels; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"{name}: pixels beyond 16 bits; save it with 8 or 16 bits")
+        grey8 = np.rint(grey / 257.0).astype(np.uint8)
+        return np.repeat(grey8[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        picture.alpha_composite(rgba)
+    return np.array(picture.convert("RGB"))

@@ -26,6 +26,11 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
+def _finite(value: float) -> float | None:
+    """The plain number, or None where JSON has none."""
+    return float(value) if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Limit:
     """A bound on a measurement, and on which of its rows it is laid.
@@ -54,8 +59,29 @@ class Limit:
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
             raise ConfigError(f"limit on {self.measurement!r}: give at_least, at_most or both")
-        if any(b is not None and math.isnan(b) for b in (self.at_least, self.at_most)):
-            raise ConfigError(f"limit on {self.measurement!r}: a bound is not a number")
+        bounds = [b for b in (self.at_least, self.at_most) if b is not None]
+        if any(
+            isinstance(b, bool) or not isinstance(b, int | float) or not math.isfinite(b)
+            for b in bounds
+        ):
+            raise ConfigError(
+                f"limit on {self.measurement!r}: a bound is not a finite number ({bounds})"
+            )
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ConfigError(
+                f"limit on {self.measurement!r}: at_least {self.at_least:g} is above at_most "
+                f"{self.at_most:g}; nothing could pass"
+            )
+        words = (self.measurement, self.device, self.format, self.precision, self.why)
+        if not all(isinstance(word, str) for word in words):
+            raise ConfigError(
+                f"limit on {self.measurement!r}: measurement, device, format, precision and why "
+                "are text"
+            )
+        if isinstance(self.min_n, bool) or not isinstance(self.min_n, int) or self.min_n < 0:
+            raise ConfigError(
+                f"limit on {self.measurement!r}: min_n is a whole number, got {self.min_n!r}"
+            )
         if self.by not in ("value", "interval"):
             raise ConfigError(
                 f"limit on {self.measurement!r}: by is 'value' or 'interval', got {self.by!r}"
@@ -77,9 +103,18 @@ class Limit:
         )
 
     def judge(self, m: Measurement) -> Outcome:
-        """The outcome for a measurement; a value that is not finite fails."""
+        """The outcome for a measurement; a value that is not finite fails.
+
+        Raises:
+            ConfigError: The limit asks for an interval or a count that was not measured.
+        """
         if not math.isfinite(m.value):
             return "fail"
+        if self.min_n and m.n is None:
+            raise ConfigError(
+                f"limit on {m.name!r} asks for {self.min_n} observations, but it was measured "
+                "without a count; remove min_n"
+            )
         if m.n is not None and m.n < self.min_n:
             return "inconclusive"
         low, high = (m.value, m.value)
@@ -87,7 +122,7 @@ class Limit:
             if m.ci is None:
                 raise ConfigError(
                     f"limit on {m.name!r} judges by interval, but it was measured without one; "
-                    "say by = \"value\""
+                    'say by = "value"'
                 )
             low, high = m.ci
         least = -math.inf if self.at_least is None else self.at_least
@@ -126,7 +161,10 @@ class Measurement:
     n: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As in `report.json`; a value that is not finite becomes null."""
+        """As in `report.json`; a value or an interval that is not finite becomes null."""
+        ci = None
+        if self.ci is not None and all(math.isfinite(end) for end in self.ci):
+            ci = [float(end) for end in self.ci]
         limit = None
         if self.limit is not None:
             limit = {
@@ -138,15 +176,15 @@ class Measurement:
             }
         return {
             "name": self.name,
-            "value": self.value if math.isfinite(self.value) else None,
+            "value": _finite(self.value),
             "unit": self.unit,
             "device": self.device,
             "format": self.format,
             "precision": self.precision,
             "limit": limit,
             "outcome": self.outcome,
-            "ci": list(self.ci) if self.ci is not None else None,
-            "n": self.n,
+            "ci": ci,
+            "n": None if self.n is None else int(self.n),
         }
 
     @classmethod
@@ -160,7 +198,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class NotRun:
-    """Something a reader might think was executed, and why it was not."""
+    """Something a reader might think was executed, and why it was not.
+
+    Attributes:
+        format, precision, device: What it is about; empty for any.
+        reason: Why, in a sentence.
+    """
 
     format: str
     precision: str
@@ -175,10 +218,14 @@ class Report:
     Attributes:
         subject: What the report is about, in a few words.
         measurements: In the order to show them.
-        facts: Hashes, versions, machine, command, seed.
+        facts: Hashes, versions, machine, command, seed. A fact called "protocol" is a phrase
+            that may follow "of queries", as in "on unseen classes".
         not_run: What was not executed here.
-        examples: Worst queries for people to look at; see `hetero.render`.
-        series: Named number lists for plots ("latency_ms local tflite int8").
+        examples: Worst queries for people to look at, each ``{"query": {"id", "label", "image"},
+            "device", "format", "precision", "before": [found, …], "after": [found, …]}`` with
+            found ``{"id", "label", "image", "similarity", "right"}``, best first: before is
+            PyTorch, after is the file; image is a data URI.
+        series: Named number lists for plots: "latency_ms|DEVICE|FORMAT|PRECISION" and "cosine|…".
     """
 
     subject: str
@@ -221,7 +268,9 @@ class Report:
             judged += [replace(m, limit=x, outcome=x.judge(m)) for x in laid] or [m]
         return replace(self, measurements=tuple(judged))
 
-    def get(self, name: str, device: str = "*", format: str = "*", precision: str = "*") -> Measurement:
+    def get(
+        self, name: str, device: str = "*", format: str = "*", precision: str = "*"
+    ) -> Measurement:
         """The first measurement of this name whose place matches the patterns.
 
         Raises:
@@ -243,7 +292,7 @@ class Report:
             "facts": dict(self.facts),
             "not_run": [vars(x) for x in self.not_run],
             "examples": [dict(x) for x in self.examples],
-            "series": {k: list(v) for k, v in self.series.items()},
+            "series": {k: [_finite(x) for x in v] for k, v in self.series.items()},
         }
 
     def save(self, path: Path) -> None:
@@ -269,9 +318,14 @@ class Report:
                 raw["facts"],
                 tuple(NotRun(**x) for x in raw["not_run"]),
                 tuple(raw["examples"]),
-                raw["series"],
+                {
+                    name: tuple(math.nan if x is None else float(x) for x in values)
+                    for name, values in raw["series"].items()
+                },
             )
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except BundleError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
             raise BundleError(f"{path}: cannot be read as a report ({error!r})") from error
 
 

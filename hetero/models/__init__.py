@@ -189,6 +189,23 @@ def embed_pixels(
     return torch.cat(rows).float().cpu().numpy()
 
 
+def count(net: nn.Module, size_px: int) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates for one picture of this size.
+
+    Counted by PyTorch's own operation counter: convolutions and matrix products, two operations
+    to a multiply-accumulate.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = net.training
+    net.eval()
+    device = next(net.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, size_px, size_px, device=device))
+    net.train(was_training)
+    return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2
+
+
 def pretrained_preprocess(spec: str) -> Preprocess | None:
     """How a library's pretrained weights want their pictures, or None where nothing is known."""
     family, _, rest = spec.partition(":")

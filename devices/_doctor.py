@@ -1,0 +1,109 @@
+"""Is this device fit for a run: runtimes, processor, clock, heat, load, room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from hetero.devices._types import Device
+from hetero.errors import DeviceError
+
+#: What was looked at, how it is, what was found, and what to do about it ("" when all is well).
+Check = tuple[str, Literal["ok", "warn", "fail"], str, str]
+
+GIB = 1 << 30
+MIN_DISK_BYTES = GIB
+MIN_MEMORY_BYTES = GIB // 2
+HOT_C = 75.0
+MAX_LOAD_PER_CPU = 0.5
+
+
+def examine(device: Device, folder: Path | None = None) -> list[Check]:
+    """What would disturb a run on this device, most basic first; changes nothing there.
+
+    Args:
+        device: From `open_device`.
+        folder: Where the results would go; without, a temporary folder.
+    """
+    try:
+        if folder is not None:
+            with device.connect(folder) as link:
+                return judge(link.probe())
+        with (
+            TemporaryDirectory(prefix="hetero-") as temporary,
+            device.connect(Path(temporary)) as link,
+        ):
+            return judge(link.probe())
+    except (DeviceError, ConnectionError) as error:
+        return [("device", "fail", str(error), "make it reachable, with Python 3.9 and NumPy")]
+
+
+def judge(found: Mapping[str, Any]) -> list[Check]:
+    """The checks for what a worker's probe found."""
+    python = f"{found['python']} ({found['executable']})"
+    checks: list[Check] = [("python", "ok", python, "")]
+    for name in ("onnxruntime", "litert"):
+        missing = str(found.get(f"{name}_missing", ""))
+        none = not any(found[x] for x in ("onnxruntime", "litert"))
+        what, _, fix = missing.partition("; run: ")
+        status: Literal["ok", "warn", "fail"] = "fail" if none else "warn" if missing else "ok"
+        checks.append((name, status, what or str(found[name]), fix))
+    return [*checks, _features(found), *_clock(found), _load(found), *_room(found)]
+
+
+def _features(found: Mapping[str, Any]) -> Check:
+    features = set(found["features"])
+    detail = f"{found['cpu']}, {found['cpus']} cores: {' '.join(found['features']) or 'unknown'}"
+    if "avx2" in features and not features & {"avx512_vnni", "avx_vnni"}:
+        return (
+            "processor",
+            "warn",
+            f"{detail}; without VNNI onnxruntime's int8 saturates in 16 bits",
+            "judge int8 ONNX files on a processor with VNNI or on ARM",
+        )
+    return ("processor", "ok", detail, "")
+
+
+def _clock(found: Mapping[str, Any]) -> list[Check]:
+    governor, zones = found["governor"], found["temperatures_c"]
+    checks: list[Check] = []
+    if governor is None:
+        checks.append(("governor", "ok", "cannot be read here", ""))
+    elif governor == "performance":
+        checks.append(("governor", "ok", governor, ""))
+    else:
+        fix = "measure with a warm-up, or set the governor to performance for the measurement"
+        checks.append(("governor", "warn", f"{governor}: the clock follows the load", fix))
+    if not zones:
+        checks.append(("temperature", "ok", "cannot be read here", ""))
+    else:
+        zone, heat = max(zones.items(), key=lambda item: item[1])
+        hot = heat > HOT_C
+        fix = "let it cool down before measuring" if hot else ""
+        checks.append(("temperature", "warn" if hot else "ok", f"{heat:.0f} °C at {zone}", fix))
+    return checks
+
+
+def _load(found: Mapping[str, Any]) -> Check:
+    load, cpus = float(found["load"]), int(found["cpus"])
+    detail = f"{load:.2f} on {cpus} cores"
+    if load > MAX_LOAD_PER_CPU * cpus:
+        return ("load", "warn", detail, "stop other programs: latencies measured now are noisy")
+    return ("load", "ok", detail, "")
+
+
+def _room(found: Mapping[str, Any]) -> list[Check]:
+    checks: list[Check] = []
+    for name, least in (("memory", MIN_MEMORY_BYTES), ("disk", MIN_DISK_BYTES)):
+        free = found[f"{name}_free_bytes"]
+        if free is None:
+            checks.append((name, "ok", "cannot be read here", ""))
+            continue
+        status: Literal["ok", "warn", "fail"] = (
+            "ok" if free >= least else "warn" if free >= least // 10 else "fail"
+        )
+        fix = "" if status == "ok" else f"free some; {least / GIB:.1f} GiB is comfortable"
+        checks.append((name, status, f"{free / GIB:.1f} GiB free", fix))
+    return checks

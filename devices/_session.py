@@ -1,0 +1,345 @@
+"""The host's end: send, start, follow, restart.
+
+It knows the protocol and nothing of how a device is reached; see `hetero.devices._protocol`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from hetero._files import sha256, write_atomically, write_json
+from hetero.devices import _protocol as protocol
+from hetero.devices import _results
+from hetero.devices._types import Device, Link, Plan, RunResult
+from hetero.devices._way import Way
+from hetero.errors import BundleError, ConfigError, DeviceError, Interrupted
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+PAUSES_S = (0.02, 0.25)  # between two looks at the log: at least, and at most when it is quiet
+PLAN_FIELDS = ("warmup_runs", "warmup_s", "min_runs", "min_s", "max_s", "beat_s")
+
+
+def run(
+    device: Device,
+    model: Path,
+    format: str,
+    inputs: Shaped[np.ndarray, "n ..."],
+    *,
+    folder: Path,
+    plan: Plan | None = None,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+) -> RunResult:
+    """What a device gives for every input, and how long it takes; all of it on disk.
+
+    Args:
+        device: From `open_device`.
+        model: The exported file.
+        format: "onnx" or "tflite".
+        inputs: uint8, int8 or float32, as the file takes them: one row per input, at least one.
+        folder: Where the results go; equal runs go to one folder in it, others beside.
+        plan: How long to measure and to wait; without, the defaults of `Plan`.
+        resume: Go on where an equal run in `folder` was left; a finished one is only verified.
+            Otherwise everything is measured anew.
+        on_event: Called with each event of the worker as it comes, for showing progress.
+
+    Raises:
+        BundleError: The model is missing, or the device's runtime refuses it.
+        ConfigError: The format has no runtime here, or the inputs have a wrong dtype.
+        DeviceError: The device, or the way to it, failed.
+        StorageError: `folder` cannot be written.
+        Interrupted: Ctrl-C; the worker was stopped, and what it measured is kept.
+    """
+    plan = plan or Plan()
+    job = _order(device, model, format, inputs, plan)
+    home = folder / job.folder(device.name)
+    session = _Session(device, job, model, inputs, home, plan, on_event or (lambda _: None))
+    with Way(device, folder, plan.reconnect_s) as way:
+        try:
+            done = session.work(way, resume)
+            _results.fetch(way, device, home, job, plan, done, session.greeting[2].dim)
+        except KeyboardInterrupt:
+            way.call(lambda link: link.stop(home.name))
+            raise Interrupted(
+                f"{device.name}: stopped at row {session.rows} of {len(inputs)}; what was measured "
+                f"is in {home}, the same command with --resume goes on from there"
+            ) from None
+        except BaseException:
+            if way.is_open:
+                way.call(lambda link: link.stop(home.name))
+            raise
+    restarts = session.workers - 1
+    return _results.read(device, home, job, session.greeting, done, restarts, session.heat_c)
+
+
+def _order(
+    device: Device, model: Path, format: str, inputs: Shaped[np.ndarray, "n ..."], plan: Plan
+) -> protocol.Job:
+    """The job for these arguments, checked as far as this machine can."""
+    if format not in protocol.RUNTIMES:
+        raise ConfigError(
+            f"{device.name}: a worker has no runtime for format {format!r}; there are "
+            f"{', '.join(protocol.RUNTIMES)}"
+        )
+    if inputs.dtype.name not in protocol.DTYPES:
+        raise ConfigError(f"inputs are {inputs.dtype}; a worker takes {', '.join(protocol.DTYPES)}")
+    if inputs.ndim < 2 or len(inputs) == 0:
+        raise ConfigError(f"inputs have shape {inputs.shape}; give at least one row")
+    try:
+        model_sha256 = sha256(model)
+    except OSError as error:
+        raise BundleError(f"{model}: cannot be read ({error.strerror})") from error
+    inputs_sha256 = hashlib.sha256(_bytes(inputs)).hexdigest()
+    return protocol.Job(
+        runtime=protocol.RUNTIMES[format],
+        model=f"store/{model_sha256}{model.suffix}",
+        model_sha256=model_sha256,
+        inputs=f"store/{inputs_sha256}.bin",
+        inputs_sha256=inputs_sha256,
+        dtype=inputs.dtype.name,
+        shape=inputs.shape,
+        threads=plan.threads if device.threads is None else device.threads,
+        plan={name: getattr(plan, name) for name in PLAN_FIELDS},
+    )
+
+
+def _bytes(inputs: Shaped[np.ndarray, "n ..."]) -> bytes:
+    """The rows as they travel: contiguous and little-endian."""
+    return inputs.astype(inputs.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+class _DiedError(Exception):
+    """A worker is gone or hangs, and may be started again."""
+
+
+@dataclass
+class _Session:
+    """One run: what was ordered, and what has been heard of it so far."""
+
+    device: Device
+    job: protocol.Job
+    model: Path
+    inputs: Shaped[np.ndarray, "n ..."]
+    home: Path
+    plan: Plan
+    on_event: OnEvent
+    reader: protocol.Reader = field(default_factory=protocol.Reader)
+    hello: protocol.Hello | None = None
+    ready: protocol.Ready | None = None
+    first: protocol.First | None = None
+    end: protocol.Done | protocol.Error | protocol.Stopped | None = None
+    rows: int = 0
+    workers: int = 0
+    progress: tuple[object, ...] = ()
+    heat_c: float | None = None
+
+    @property
+    def greeting(self) -> tuple[protocol.Hello, protocol.Ready, protocol.First]:
+        """The events that come before the first row, each as it came first."""
+        if self.hello is None or self.ready is None or self.first is None:
+            raise DeviceError(
+                self.device.name, "its worker was done without having said hello, ready and first"
+            )
+        return self.hello, self.ready, self.first
+
+    # -- working --------------------------------------------------------------------------------
+
+    def work(self, way: Way, resume: bool) -> protocol.Done:
+        """The worker's "done", with as many restarts as the plan allows."""
+        deadline = time.monotonic() + self.plan.timeout_s
+        if not (resume and self._catch_up(way)):
+            self._send(way, again=False)
+            self._start(way, fresh=not resume)
+        for left in reversed(range(self.plan.restarts + 1)):
+            try:
+                return self._follow(way, deadline)
+            except _DiedError as died:
+                way.call(lambda link: link.stop(self.home.name))
+                if not left:
+                    raise self._gave_up(way, str(died)) from None
+                self._start(way, fresh=False)
+        raise AssertionError("the last try returns or raises")
+
+    def _catch_up(self, way: Way) -> bool:
+        """Whether an equal run is done or still at work; what it said so far is taken in."""
+        data, alive = b"-", False
+        while data:
+            data, alive = way.call(lambda link: link.follow(self.home.name, self.reader.offset))
+            self._take(data)
+        return alive or isinstance(self.end, protocol.Done)
+
+    def _send(self, way: Way, *, again: bool) -> None:
+        """Put the files of the job onto the device, by way of this machine's own folder."""
+        inputs, order = self.home.parent / self.job.inputs, self.home / "job.json"
+        if again or not inputs.exists():
+            write_atomically(inputs, _bytes(self.inputs))
+        write_json(order, self.job.to_json())
+        way.call(lambda link: link.put(self.model, self.job.model, again=again))
+        way.call(lambda link: link.put(inputs, self.job.inputs, again=again))
+        way.call(lambda link: link.put(order, f"{self.home.name}/job.json"))
+
+    def _start(self, way: Way, *, fresh: bool) -> None:
+        """Start a worker, once, even when the way is cut in between."""
+        way.call(lambda link: link.stop(self.home.name))
+        self.end = None
+
+        def start(link: Link) -> None:
+            if not link.follow(self.home.name, self.reader.offset)[1]:
+                link.start(self.home.name, fresh=fresh)
+
+        way.call(start)
+
+    def _follow(self, way: Way, deadline: float) -> protocol.Done:
+        """The worker's "done".
+
+        Raises:
+            _DiedError: It is gone or hangs.
+            DeviceError: It failed for good, or the time is over.
+            BundleError: Its runtime refuses the model.
+        """
+        plan, heard, moved = self.plan, time.monotonic(), time.monotonic()
+        progress, lived, quiet, pause_s = self.progress, False, 0, PAUSES_S[0]
+        while True:
+            data, alive = way.call(lambda link: link.follow(self.home.name, self.reader.offset))
+            self._take(data)
+            if isinstance(self.end, protocol.Done):
+                return self.end
+            if self.end is not None:
+                self._ended(way, self.end)
+            now = time.monotonic()
+            if data:
+                heard, quiet, pause_s = now, 0, PAUSES_S[0]
+            else:
+                quiet, pause_s = quiet + 1, min(1.5 * pause_s, PAUSES_S[1])
+            if progress != self.progress:
+                moved, progress = now, self.progress
+            lived = lived or alive
+            if not alive and ((lived and quiet > 1) or now - heard > plan.heartbeat_s):
+                raise _DiedError("its process is gone" if lived else "it never began")
+            if now - heard > 6 * plan.heartbeat_s:
+                raise _DiedError(f"it said nothing for {now - heard:.0f} s")
+            if now - moved > plan.stall_s:
+                raise _DiedError(f"it lives but did nothing for {now - moved:.0f} s")
+            if now > deadline:
+                raise DeviceError(
+                    self.device.name,
+                    f"not done within {plan.timeout_s:g} s, at row {self.rows} of "
+                    f"{len(self.inputs)}; go on with --resume, or give the plan more time",
+                )
+            time.sleep(pause_s)
+
+    # -- hearing --------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        """Take in what the log says."""
+        try:
+            for sent, event in self.reader.feed(data):
+                self._note(event)
+                self.on_event(sent)
+        except protocol.TornError as error:
+            raise DeviceError(self.device.name, f"its worker {error}") from error
+
+    def _note(self, event: protocol.Event) -> None:
+        # Telemetry is no progress, and a beat only if what it counts has changed.
+        if isinstance(event, protocol.Telemetry):
+            heat = [*event.temperatures_c.values(), *([] if self.heat_c is None else [self.heat_c])]
+            self.heat_c = max(heat, default=None)
+            return
+        if isinstance(event, protocol.Beat):
+            self.progress = (event.phase, event.rows, event.runs)
+            return
+        if isinstance(event, protocol.Hello):
+            self._greet(event)
+        elif isinstance(event, protocol.Ready):
+            self.ready = self.ready or event
+        elif isinstance(event, protocol.First):
+            self.first, self.rows = self.first or event, event.start
+        elif isinstance(event, protocol.Row):
+            self.rows = event.i + event.n
+        elif isinstance(event, protocol.Done | protocol.Error | protocol.Stopped):
+            self.end = event
+        self.progress = (type(event), self.rows, self.workers)
+
+    def _greet(self, hello: protocol.Hello) -> None:
+        """Accept a worker, if it speaks our version and computes as the one before it did."""
+        if hello.version != protocol.VERSION:
+            raise DeviceError(
+                self.device.name,
+                f"its worker speaks version {hello.version} of the protocol, this program "
+                f"{protocol.VERSION}; use the same version of hetero at both ends",
+            )
+        if hello.runtime != self.job.runtime:
+            raise DeviceError(
+                self.device.name,
+                f"its worker runs {hello.runtime}, the job asked for {self.job.runtime}",
+            )
+        before = self.hello or hello
+        if before.arithmetic != hello.arithmetic:
+            raise DeviceError(
+                self.device.name,
+                f"runtime or processor changed within the run: {before.runtime_version} on "
+                f"{before.cpu}, then {hello.runtime_version} on {hello.cpu}; measure anew, "
+                "without --resume",
+            )
+        self.hello, self.end, self.workers = before, None, self.workers + 1
+
+    # -- giving up ------------------------------------------------------------------------------
+
+    def _ended(self, way: Way, end: protocol.Error | protocol.Stopped) -> None:
+        """Raise what a worker's last word means; only a torn file can be mended."""
+        name, at = self.device.name, f"row {self.rows} of {len(self.inputs)}"
+        if isinstance(end, protocol.Stopped):
+            raise DeviceError(name, f"its worker was told to stop at {at}; go on with --resume")
+        text = _short(end.text)
+        if end.kind == "model-refused":
+            raise BundleError(f"{self.model}: {self.job.runtime} refuses it: {text}")
+        if end.kind == "input-mismatch":
+            raise BundleError(f"{self.model}: {text}")
+        if end.kind == "disk-full":
+            raise DeviceError(
+                name, f"its disk is full, at {at}; free some space and go on with --resume"
+            )
+        if end.kind != "file-torn":
+            raise DeviceError(name, f"{end.kind}: {text}")
+        self._send(way, again=True)
+        raise _DiedError(text)
+
+    def _gave_up(self, way: Way, reason: str) -> DeviceError | BundleError:
+        """The error for a worker that was restarted often enough."""
+        said = self._stderr(way)
+        crash = said.partition("Fatal Python error: ")[2].partition("\n")[0]
+        if self.hello and not self.first and crash:
+            return BundleError(
+                f"{self.model}: {self.hello.runtime} {self.hello.runtime_version} crashes on it "
+                f"({crash}); the file is damaged, or this runtime has a fault"
+            )
+        last = " ".join(said.split()[-30:]) or " ".join(self.reader.chatter[-1:]) or "none"
+        return DeviceError(
+            self.device.name,
+            f"its worker failed {self.plan.restarts + 1} times, last at row {self.rows} of "
+            f"{len(self.inputs)}: {reason}; its last words: {last}",
+        )
+
+    def _stderr(self, way: Way) -> str:
+        """The chatter of the runtime, or "" if there is none."""
+        target = self.home / "stderr.txt"
+        try:
+            way.call(lambda link: link.get(f"{self.home.name}/stderr.txt", target))
+            return target.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def _short(text: str) -> str:
+    """A runtime's message in one line of at most 200 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:199] + "…"

@@ -1,0 +1,459 @@
+"""The far end in Python: embeds the rows of one run folder, then times the model.
+
+    python _worker.py RUN              one run, as described in `hetero.devices._protocol`
+    python _worker.py --probe FOLDER   one line about this machine, marked "probe", on stdout
+
+One file, copied to the device as it is: the standard library, NumPy and one runtime (onnxruntime
+or ai-edge-litert), nothing of ours, Python 3.9 or newer. Nobody reads its stdout and stderr but
+people: all that counts is in the files of the run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import fcntl
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+# Before onnxruntime is imported: from 1.29 on it writes a device id and reports home otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+VERSION = 1
+BEGAN = time.monotonic()
+RESERVE_BYTES = 16384  # given back when the disk is full, so that this can still be said
+#: Processor features that decide which kernels run, as the kernel calls them = as the field does.
+FEATURES = (
+    "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_int8 f16c fma neon asimd "
+    "asimddp=dotprod i8mm asimdhp=fp16 bf16 sve sve2"
+)
+
+
+class RefusedError(Exception):
+    """A foreseen end: `kind` is for the host, the text for people."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class StopError(Exception):
+    """The host put a stop file into the run folder."""
+
+
+@contextlib.contextmanager
+def refused(kind: str, what: str = "") -> Iterator[None]:
+    """Turns what a runtime raises, classes of its own without a common base, into a RefusedError."""
+    try:
+        yield
+    except (RefusedError, MemoryError):
+        raise
+    except Exception as error:
+        raise RefusedError(kind, f"{what}{error}") from error
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte; a full disk takes a part first and refuses only the next time."""
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+class Log:
+    """Appends events to log.jsonl, a line each, from any thread."""
+
+    def __init__(self) -> None:
+        self._handle = os.open("log.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = threading.Lock()
+        size = os.fstat(self._handle).st_size
+        # A worker that was killed, or a full disk, may have left half a line.
+        self._torn = size > 0 and os.pread(self._handle, 1, size - 1) != b"\n"
+
+    def __call__(self, event: str, **fields: object) -> None:
+        line = {"hetero": event, "t_s": round(time.monotonic() - BEGAN, 3), **fields}
+        with self._lock:
+            data = b"\n" * self._torn + json.dumps(line).encode() + b"\n"
+            self._torn = True
+            write_all(self._handle, data)
+            self._torn = False
+
+
+# -- the machine ------------------------------------------------------------------------------
+
+
+def text_of(path: str) -> str:
+    """A small file's text, or "" where it cannot be read: sensors differ from board to board."""
+    try:
+        with open(path, errors="replace") as file:
+            return file.read().strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its features and the system."""
+    lines = [x.partition(":") for x in text_of("/proc/cpuinfo").splitlines()]
+    info = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # the first one wins
+    part = f"{platform.machine()} part {info['CPU part']}" if "CPU part" in info else ""
+    cpu = info.get("model name") or part or platform.processor() or platform.machine()
+    board = text_of("/proc/device-tree/model")
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    names = [x.partition("=") for x in FEATURES.split()]
+    return {
+        "cpu": f"{board}, {cpu}" if board else cpu,
+        "cpus": os.cpu_count() or 1,
+        "features": [field or name for name, _, field in names if name in flags],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def telemetry() -> dict[str, Any]:
+    """What can be read of clock, heat and load; null, or no zone, where it cannot."""
+    clocks, zones = "/sys/devices/system/cpu/cpu0/cpufreq/", {}
+    for zone in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
+        with contextlib.suppress(ValueError):
+            zones[text_of(zone + "/type") or zone] = int(text_of(zone + "/temp")) / 1000
+    clock = text_of(clocks + "scaling_cur_freq")
+    return {
+        "governor": text_of(clocks + "scaling_governor") or None,
+        "clock_mhz": int(clock) // 1000 if clock.isdigit() else None,
+        "temperatures_c": zones,
+        "load": os.getloadavg()[0],
+    }
+
+
+def usage() -> tuple[int, int]:
+    """Peak memory of this process in bytes, and its involuntary context switches so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    lines = text_of("/proc/self/status").splitlines()
+    kib = [int(x.split()[1]) for x in lines if x.startswith("VmHWM:")]
+    # Without /proc: kilobytes, but bytes on macOS.
+    peak = kib[0] * 1024 if kib else used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, used.ru_nivcsw
+
+
+# -- the runtimes -----------------------------------------------------------------------------
+
+
+class OnnxRuntime:
+    """A model in onnxruntime: `model(block)` gives rows."""
+
+    module, package = "onnxruntime", "onnxruntime"
+    scale, zero = 0.0, 0  # ONNX keeps none beside an integer output
+
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        self.ends = len(takes), len(gives)
+        self.dtype = {"tensor(float)": "float32"}.get(takes[0].type, takes[0].type[7:-1])
+        self.shape = [x if isinstance(x, int) else None for x in takes[0].shape]
+        self.provider = ",".join(self._session.get_providers())
+        self._in, self._out = takes[0].name, [gives[0].name]
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        rows: np.ndarray = self._session.run(self._out, {self._in: block})[0]
+        return rows
+
+
+class LiteRt:
+    """A model in LiteRT (TensorFlow Lite): `model(block)` gives rows."""
+
+    module, package = "ai_edge_litert.interpreter", "ai-edge-litert"
+
+    def __init__(self, path: str, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._lite = lite = Interpreter(model_path=path, num_threads=threads)
+        lite.allocate_tensors()
+        takes, gives = lite.get_input_details(), lite.get_output_details()
+        self.ends = len(takes), len(gives)
+        self.dtype = np.dtype(takes[0]["dtype"]).name
+        self.shape = [int(x) if x >= 0 else None for x in takes[0]["shape_signature"]]
+        self._in, self._out = takes[0]["index"], gives[0]["index"]
+        self.scale, self.zero = gives[0]["quantization"]
+        if self.shape[:1] == [None]:
+            lite.resize_tensor_input(self._in, [1, *takes[0]["shape"][1:]])
+            lite.allocate_tensors()
+        # Which kernels run is known only to a private method; without it nothing is claimed.
+        ops = [op["op_name"] for op in getattr(lite, "_get_ops_details", list)()]
+        self.provider = f"cpu, {ops.count('DELEGATE')} delegated parts" if ops else "cpu"
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        self._lite.set_tensor(self._in, block)
+        self._lite.invoke()
+        rows: np.ndarray = self._lite.get_tensor(self._out)
+        return rows
+
+
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
+
+
+def import_runtime(name: str) -> str:
+    """The runtime's exact version, once it is imported and so known to work here."""
+    runtime = RUNTIMES[name]
+    try:
+        found = importlib.import_module(runtime.module)
+        return importlib.metadata.version(runtime.package)
+    except importlib.metadata.PackageNotFoundError:  # installed under another name
+        return str(getattr(found, "__version__", "unknown"))
+    except ImportError as error:
+        fix = f"run: {sys.executable} -m pip install {runtime.package}"
+        raise RefusedError(
+            "runtime-missing", f"{runtime.package} does not load ({error}); {fix}"
+        ) from error
+
+
+# -- one run ----------------------------------------------------------------------------------
+
+
+class Run:
+    """The run folder, which is the working directory, and how far the work in it is."""
+
+    def __init__(self, log: Log, job: dict[str, Any]) -> None:
+        self.log, self.job, self.plan = log, job, job["plan"]
+        self.phase, self.rows, self.runs = "load", 0, 0
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(self.plan["beat_s"])
+            self.log("beat", phase=self.phase, rows=self.rows, runs=self.runs)
+            if self.phase == "measure":
+                self.log("telemetry", **telemetry())
+
+    def must_go_on(self) -> None:
+        """Nothing, unless the host wants an end."""
+        if os.path.exists("stop"):
+            raise StopError
+
+    def file(self, what: dict[str, Any]) -> str:
+        """The path of a file of the job, once its content is known to be what the host meant."""
+        digest = hashlib.sha256()
+        if os.path.exists(what["file"]):
+            with open(what["file"], "rb") as file:
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+        if digest.hexdigest() != what["sha256"]:
+            raise RefusedError("file-torn", f"{what['file']} is missing or not what was sent")
+        return str(what["file"])
+
+    def load(self) -> None:
+        """Runtime, inputs, model, and the first inference of all."""
+        job, about = self.job, self.job["inputs"]
+        began = time.perf_counter_ns()
+        version = import_runtime(job["runtime"])
+        import_ns = time.perf_counter_ns() - began
+        me = {"version": VERSION, "worker": "python", "pid": os.getpid(), "numpy": np.__version__}
+        what = {"runtime": job["runtime"], "runtime_version": version, "threads": job["threads"]}
+        self.log("hello", **me, **what, **machine(), governor=telemetry()["governor"])
+        path, shape = self.file(job["model"]), about["shape"]
+        dtype = np.dtype(about["dtype"]).newbyteorder("<")
+        self.inputs = np.memmap(self.file(about), dtype, "r", shape=tuple(shape))
+        began = time.perf_counter_ns()
+        with refused("model-refused"):
+            self.model = RUNTIMES[job["runtime"]](path, job["threads"])
+        load_ns = time.perf_counter_ns() - began
+        takes, kind = self.model.shape, self.model.dtype
+        about_model = {"provider": self.model.provider, "input_dtype": kind, "input_shape": takes}
+        self.log("ready", **about_model, import_ns=import_ns, load_ns=load_ns)
+        if self.model.ends != (1, 1):
+            raise RefusedError(
+                "model-refused", "{} inputs and {} outputs, not 1".format(*self.model.ends)
+            )
+        fits = len(takes) == len(shape) and all(
+            takes[axis] in (None, shape[axis]) for axis in range(1, len(takes))
+        )
+        if not fits or kind != about["dtype"]:
+            given = f"the inputs are {about['dtype']} {[1, *shape[1:]]}"
+            raise RefusedError("input-mismatch", f"it takes {kind} {takes}, {given}")
+        self.batch = takes[0] or 1
+        self.fixed = self.block(0)
+        with refused("model-refused", "it loads but does not run: "):
+            rows, ns = self.infer(self.fixed)
+        self.dim = rows.shape[1]
+        self.resume()
+        about_first = {"dim": self.dim, "batch": self.batch, "start": self.rows, "runs": self.runs}
+        self.log("first", ns=ns, **about_first)
+
+    def block(self, row: int) -> np.ndarray:
+        """The inputs of one call, copied; at the end the last row fills a fixed batch up."""
+        last = len(self.inputs) - 1
+        return np.array(self.inputs[[min(i, last) for i in range(row, row + self.batch)]])
+
+    def infer(self, block: np.ndarray) -> tuple[np.ndarray, int]:
+        """The float32 rows of one call, and its time."""
+        began = time.perf_counter_ns()
+        raw = self.model(block)
+        ns = time.perf_counter_ns() - began
+        rows = raw
+        if raw.dtype.kind in "iu" and self.model.scale:
+            rows = (raw.astype(np.float32) - self.model.zero) * np.float32(self.model.scale)
+        if rows.ndim != 2 or rows.shape[0] != self.batch or rows.dtype.kind != "f":
+            want = f"expected float32 [{self.batch}, dim]"
+            raise RefusedError("model-refused", f"it gives {raw.dtype} {list(raw.shape)}, {want}")
+        return rows.astype("<f4"), ns
+
+    def resume(self) -> None:
+        """Cut both files to what is whole in both, and go on from there."""
+        self.out, self.lat = (
+            os.open(x, os.O_RDWR | os.O_CREAT, 0o644) for x in ("out.bin", "lat.bin")
+        )
+        count, row_bytes = len(self.inputs), 4 * self.dim
+        times = os.fstat(self.lat).st_size // 8
+        rows = min(os.fstat(self.out).st_size // row_bytes, times, count)
+        self.rows = rows if rows == count else rows - rows % self.batch
+        self.runs = times - count if rows == count else 0
+        os.ftruncate(self.out, self.rows * row_bytes)
+        os.ftruncate(self.lat, (self.rows + self.runs) * 8)
+        os.lseek(self.out, 0, os.SEEK_END)
+        os.lseek(self.lat, 0, os.SEEK_END)
+
+    def embed(self) -> None:
+        """Every row that is not there yet: its bytes, then its time, then its event."""
+        self.phase = "embed"
+        for row in range(self.rows, len(self.inputs), self.batch):
+            self.must_go_on()
+            with refused("run-failed", f"row {row}: "):
+                rows, ns = self.infer(self.block(row))
+            count = min(self.batch, len(self.inputs) - row)
+            write_all(self.out, rows[:count].tobytes())
+            write_all(self.lat, ns.to_bytes(8, "little") * count)
+            self.rows = row + count
+            self.log("run", i=row, n=count, ns=ns)
+
+    def unfinished(self, runs: int, spent_s: float, least_runs: int, least_s: float) -> bool:
+        """Whether another run of the fixed input is due."""
+        self.must_go_on()
+        return (runs < least_runs or spent_s < least_s) and spent_s < self.plan["max_s"]
+
+    def measure(self) -> dict[str, Any]:
+        """Warm up, then time one fixed input; what may have disturbed it comes back."""
+        plan, model, block = self.plan, self.model, self.fixed
+        if not plan["min_runs"] and not plan["min_s"]:
+            return {"switches": None, "cpu_share": None, "measured": 0}
+        self.phase, warm, began = "warm", 0, time.monotonic()
+        while self.unfinished(
+            warm, time.monotonic() - began, plan["warmup_runs"], plan["warmup_s"]
+        ):
+            model(block)
+            warm += 1
+        kept = np.frombuffer(os.pread(self.lat, self.runs * 8, len(self.inputs) * 8), "<i8")
+        spent_ns = int(kept.sum())
+        self.log("bench", warmup_runs=warm, runs=self.runs)
+        self.log("telemetry", **telemetry())
+        self.phase = "measure"
+        cpu, wall, switched = time.thread_time_ns(), time.perf_counter_ns(), usage()[1]
+        while self.unfinished(self.runs, spent_ns / 1e9, plan["min_runs"], plan["min_s"]):
+            began = time.perf_counter_ns()
+            model(block)
+            ns = time.perf_counter_ns() - began
+            write_all(self.lat, ns.to_bytes(8, "little"))
+            self.runs, spent_ns = self.runs + 1, spent_ns + ns
+        cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
+        switched, measured = usage()[1] - switched, self.runs - len(kept)
+        self.phase = "finish"
+        self.log("telemetry", **telemetry())
+        return {"switches": switched, "cpu_share": min(1.0, cpu / wall), "measured": measured}
+
+    def finish(self, disturbances: dict[str, Any]) -> None:
+        """Make the files last, and sign them with their hashes."""
+        signed = {"rows": self.rows, "dim": self.dim, "runs": self.runs}
+        for name, handle in (("out", self.out), ("lat", self.lat)):
+            os.fsync(handle)
+            data = os.pread(handle, os.fstat(handle).st_size, 0)
+            signed[f"{name}_bytes"] = len(data)
+            signed[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
+        self.log("done", **signed, peak_memory_bytes=usage()[0], **disturbances)
+
+
+def take_folder() -> None:
+    """Write our pid, locked as long as we live: two workers never share a folder."""
+    handle = os.open("pid", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RefusedError("busy", "another worker is at work in this folder") from error
+    os.ftruncate(handle, 0)
+    write_all(handle, f"{os.getpid()}\n".encode())
+
+
+def read_job() -> dict[str, Any]:
+    """The host's order."""
+    with open("job.json", encoding="utf-8") as file:
+        job: dict[str, Any] = json.load(file)
+    if job.get("version") != VERSION:
+        raise RefusedError("version", f"the job is of version {job.get('version')}, not {VERSION}")
+    if job["runtime"] not in RUNTIMES:
+        raise RefusedError("runtime-missing", f"this worker has no runtime {job['runtime']!r}")
+    return job
+
+
+def work(log: Log) -> None:
+    """The whole run; the last event says how it ended."""
+    faulthandler.enable()  # a runtime that crashes on a model leaves a trace on stderr
+    try:
+        take_folder()
+        with open("reserve", "wb") as file:
+            file.write(bytes(RESERVE_BYTES))
+        run = Run(log, read_job())
+        try:
+            run.must_go_on()
+            run.load()
+            run.embed()
+            run.finish(run.measure())
+        except StopError:
+            log("stopped", rows=run.rows, runs=run.runs)
+        os.unlink("reserve")
+    except RefusedError as refusal:
+        log("error", kind=refusal.kind, text=" ".join(str(refusal).split())[:500])
+    except MemoryError:
+        log("error", kind="out-of-memory", text="not enough memory for this model")
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        with contextlib.suppress(OSError):
+            os.unlink("reserve")
+        log("error", kind="disk-full" if full else "worker-failed", text=repr(error)[:500])
+        raise
+
+
+def probe(folder: str) -> None:
+    """Print what this machine is and has."""
+    found: dict[str, Any] = {"hetero": "probe", "version": VERSION, "executable": sys.executable}
+    for name in RUNTIMES:
+        try:
+            found[name] = import_runtime(name)
+        except RefusedError as refusal:
+            found[name], found[name + "_missing"] = "", str(refusal)
+    kib = [x.split()[1] for x in text_of("/proc/meminfo").splitlines() if x.startswith("MemAvail")]
+    found["memory_free_bytes"] = int(kib[0]) * 1024 if kib else None
+    found["disk_free_bytes"] = shutil.disk_usage(folder).free
+    print("\n" + json.dumps({**found, **machine(), **telemetry()}), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--probe":
+        probe(sys.argv[2])
+    else:
+        os.chdir(sys.argv[1])
+        work(Log())

@@ -1,0 +1,318 @@
+"""Formats: a bundle's net as a file for a runtime that is not PyTorch, proved to do the same.
+
+A format is a module of this folder. The command line names it by its file name; a dotted path names
+a user's own. It offers:
+
+    EXTRA          the extra of this package that brings its libraries
+    SUFFIX         ".onnx": how its files end
+    DYNAMIC_BATCH  whether one file can take any number of pictures
+    RUNS_HERE      "" if its own runtime can execute the files on this machine, else why not
+    convert(job)   writes job.output and gives facts about how; called in a child process
+    load(path)     a Runner for a file
+    metadata(path) the ``hetero.*`` texts that a file carries
+
+An export is done when the written file, run on the bundle's probe, agrees with PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hetero import _plugins, errors
+from hetero._files import canonical_json, make_folder, storage_errors
+from hetero.bundle import Artifact, Bundle, digest
+from hetero.errors import BundleError, ConfigError, ExportError
+from hetero.export._job import ConvertJob, Facts, Runner
+from hetero.export._parity import GATES
+
+__all__ = [
+    "MIN_CALIBRATION",
+    "PRECISIONS",
+    "SCHEMA",
+    "ConvertJob",
+    "Facts",
+    "Runner",
+    "export",
+    "file_name",
+    "formats",
+    "load",
+    "metadata_of",
+    "module",
+]
+
+SCHEMA = "hetero.model/1"
+
+#: "fp32", "fp16", "int8".
+PRECISIONS = tuple(GATES)
+
+#: Fewer calibration pictures than this cannot be split into a part to fit and a part to judge.
+MIN_CALIBRATION = 8
+
+def formats() -> tuple[str, ...]:
+    """Names of the formats there are."""
+    return _plugins.names(__name__)
+
+
+def module(format: str) -> ModuleType:
+    """The module of a format.
+
+    Raises:
+        ConfigError: There is none of this name; the message lists those there are.
+    """
+    return _plugins.load(__name__, format)
+
+
+def load(path: Path, format: str) -> Runner:
+    """A model file opened for running on this machine, with one thread.
+
+    Raises:
+        BundleError: The file is missing, torn or not of this format.
+        ConfigError: Unknown format.
+        MissingExtraError: Its runtime is not installed.
+    """
+    runner: Runner = module(format).load(path)
+    return runner
+
+
+def file_name(format: str, precision: str, bake: bool = True) -> str:
+    """Name of an exported file: ``model.int8.tflite``, ``model-float.fp32.onnx``."""
+    return f"model{'' if bake else '-float'}.{precision}{module(format).SUFFIX}"
+
+
+def metadata_of(bundle: Bundle, precision: str, bake: bool) -> dict[str, str]:
+    """The texts that every file exported from this bundle carries."""
+    return {
+        "hetero.schema": SCHEMA,
+        "hetero.space_id": bundle.space.id,
+        "hetero.space_digest": bundle.space.digest,
+        "hetero.role": bundle.role,
+        "hetero.dim": str(bundle.space.dim),
+        "hetero.input": "uint8_nhwc" if bake else "float32_nchw",
+        "hetero.preprocess": canonical_json(bundle.preprocess.to_json()),
+        "hetero.preprocess_sha256": bundle.preprocess.sha256,
+        "hetero.weights_sha256": bundle.digest,
+        "hetero.precision": precision,
+    }
+
+
+def export(
+    bundle: Bundle,
+    format: str,
+    precision: str,
+    *,
+    calibration: UInt8[np.ndarray, "n s s 3"] | None = None,
+    bake: bool = True,
+    batch: int | None = None,
+    threads: int = 1,
+    timeout_s: float = 3600,
+    on_line: Callable[[str], None] | None = None,
+) -> Bundle:
+    """The bundle with one more model file, converted, run on the probe and found to agree.
+
+    Conversion and comparison happen in a child process, whose chatter goes to
+    ``logs/export-FORMAT-PRECISION.log`` in the bundle. Nothing that was in the bundle changes unless
+    all of it succeeds; then a file of the same format and precision is replaced.
+
+    Args:
+        bundle: Its weights and probe are verified; its other files need not be whole, so that an
+            altered model file can be made anew.
+        format: See `formats`.
+        precision: See `PRECISIONS`.
+        calibration: Training pictures, 100 or so; needed for int8, without effect else.
+        bake: Put the preprocessing into the file.
+        batch: Pictures a call; None for any number where the format can, else 1.
+        threads: For the converter.
+        timeout_s: After this the converter is stopped.
+        on_line: Told in a line what happens.
+
+    Raises:
+        ConfigError: Unknown format or precision, int8 without calibration, wrong pictures.
+        MissingExtraError: The format's libraries are not installed.
+        ExportError: The converter refused, or the file does not do what PyTorch does.
+        StorageError: The disk is full.
+    """
+    say = on_line or (lambda _: None)
+    job = _job(bundle, format, precision, calibration, bake, batch, threads)
+    what = f"{format} {precision}"
+    log = make_folder(bundle.root / "logs") / f"export-{format}-{precision}.log"
+    name = file_name(format, precision, bake)
+    with _scratch(bundle.root / f".export-{name}") as scratch:
+        job = replace(job, output=scratch / name)
+        if precision == "int8":
+            job = replace(job, calibration=scratch / "calibration.npy")
+            with storage_errors(bundle.root):
+                np.save(scratch / "calibration.npy", calibration, allow_pickle=False)  # type: ignore[arg-type]
+        say(f"{what}: converting")
+        facts = _in_child(job, scratch, log, timeout_s)
+        hexdigest, size = digest(job.output)
+        item = Artifact(
+            path=name,
+            kind=format,
+            sha256=hexdigest,
+            size_bytes=size,
+            precision=precision,
+            input=job.input,
+            batch=job.batch,
+            facts=facts,
+        )
+        result = _register(bundle, item, job.output, scratch)
+    say(
+        f"{what}: {size / 2**20:.2f} MiB, worst cosine to PyTorch {facts['cosine_worst']:.6f}, "
+        f"{facts['conversion_s']:.1f} s"
+    )
+    return result
+
+
+def _job(
+    bundle: Bundle,
+    format: str,
+    precision: str,
+    calibration: UInt8[np.ndarray, "n s s 3"] | None,
+    bake: bool,
+    batch: int | None,
+    threads: int,
+) -> ConvertJob:
+    """The job of a call, its arguments checked before anything is started."""
+    variant = module(format)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}; leave it out for any number")
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+    size = bundle.preprocess.size_px
+    if precision == "int8":
+        if calibration is None:
+            raise ConfigError(
+                f"{format} int8 needs calibration pictures, got none; "
+                "give some 100 training pictures, or export fp16"
+            )
+        shape = calibration.shape
+        if (
+            calibration.dtype != np.uint8
+            or shape[1:] != (size, size, 3)
+            or shape[0] < MIN_CALIBRATION
+        ):
+            raise ConfigError(
+                f"calibration pictures have to be uint8 (n, {size}, {size}, 3) with n at least "
+                f"{MIN_CALIBRATION}, got {calibration.dtype} {shape}"
+            )
+    return ConvertJob(
+        bundle=bundle.root.resolve(),
+        output=Path(),
+        format=format,
+        precision=precision,
+        bake=bake,
+        batch=batch or (0 if variant.DYNAMIC_BATCH else 1),
+        size_px=size,
+        dim=bundle.space.dim,
+        metadata=metadata_of(bundle, precision, bake),
+        threads=threads,
+    )
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards; what a killed run left there is removed first."""
+    shutil.rmtree(path, ignore_errors=True)
+    make_folder(path)
+    try:
+        yield path.resolve()
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _in_child(job: ConvertJob, scratch: Path, log: Path, timeout_s: float) -> Facts:
+    """The facts of a conversion that a child process made and compared."""
+    with storage_errors(scratch):
+        (scratch / "job.json").write_text(job.to_json(), encoding="utf-8")
+    # -P and our own sys.path: the child finds what we find, a user's backbone included, and a file
+    # called onnx.py in the working folder does not stand in for the library.
+    command = [sys.executable, "-P", "-m", "hetero.export._convert", str(scratch / "job.json")]
+    count = str(job.threads)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+        "PYTHONHASHSEED": "0",  # sets of names iterate alike, so equal bundles give equal files
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
+    with storage_errors(log), log.open("wb") as sink:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment
+        )
+        try:
+            code = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ExportError(
+                f"{job.format} {job.precision}: the converter was stopped after {timeout_s:g} s; "
+                f"see {log}"
+            ) from None
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+    return _result(job, scratch / "result.json", code, log)
+
+
+def _result(job: ConvertJob, path: Path, code: int, log: Path) -> Facts:
+    """The facts in a child's result file, or the error there as an exception of ours."""
+    what = f"{job.format} {job.precision}"
+    try:
+        result = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        raise ExportError(
+            f"{what}: the converter {how}; its last line was {_last_line(log)!r}; see {log}"
+        ) from error
+    if "error" in result:
+        kind = getattr(errors, result["error"], ExportError)
+        text = f"{what}: {result['message']}"
+        raise kind(text if result["ours"] else f"{text}; see {log}")
+    facts: Facts = result["facts"]
+    return facts
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((" ".join(x.split())[:300] for x in reversed(lines) if x.strip()), "")
+
+
+def _register(bundle: Bundle, item: Artifact, written: Path, scratch: Path) -> Bundle:
+    """The bundle with the file in place and in the manifest.
+
+    The manifest is read again, as another export may have written it meanwhile. A run killed
+    between two steps leaves a bundle whose manifest is true: the entry goes before its file does.
+    """
+    current = Bundle.load(bundle.root, verify=False)
+    if current.digest != bundle.digest:
+        raise BundleError(f"{bundle.root}: its weights changed during the export; export again")
+    last = [f for f in current.manifest.files if (f.kind, f.precision) == (item.kind, item.precision)]
+    with storage_errors(bundle.root):
+        if last:
+            current = current.without_artifact(item.kind, item.precision)
+        for path in {current.path(f) for f in last} | {current.path(item)}:
+            # A folder cannot be replaced by a rename as a file can; so both move away first.
+            if path.exists():
+                os.replace(path, scratch / f"last-{path.name}")
+        os.replace(written, current.path(item))
+        return current.with_artifact(item)

@@ -1,0 +1,71 @@
+"""The child process of an export: converts, compares, and leaves result.json beside its job.
+
+Run as ``python -m hetero.export._convert JOB.json``. In a process of its own, because converters
+print, take memory and can end in native code; what they say goes to the log that is our output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from hetero._files import write_json
+from hetero.bundle import Bundle, digest
+from hetero.errors import BundleError, HeteroError
+from hetero.export import ConvertJob, Facts, module
+from hetero.export._parity import check
+
+
+def run(job: ConvertJob) -> Facts:
+    """The facts of one conversion: the converter's, the comparison's, and how long each took.
+
+    Raises:
+        BundleError: Weights or probe are altered.
+        ExportError: The converter refused, or the file does not do what PyTorch does.
+    """
+    bundle = Bundle.load(job.bundle, verify=False)
+    for kind in ("weights", "probe"):
+        item = bundle.artifact(kind)
+        if digest(bundle.path(item))[0] != item.sha256:
+            raise BundleError(
+                f"{bundle.path(item)}: altered since it was written; train again or copy it again"
+            )
+    variant = module(job.format)
+    begin = time.perf_counter()
+    facts: Facts = dict(variant.convert(job) or {})
+    converted = time.perf_counter()
+    facts.update(check(job, bundle.probe(), bundle.space))
+    return {
+        **facts,
+        "conversion_s": round(converted - begin, 3),
+        "parity_s": round(time.perf_counter() - converted, 3),
+    }
+
+
+def _line(error: BaseException) -> str:
+    """The last line of an error that says something, with its kind."""
+    lines = [" ".join(x.split()) for x in str(error).splitlines() if x.strip()]
+    # Converters append advice and links to their errors; the first line is the error itself.
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def main(path: Path) -> int:
+    """Exit code 0; result.json says whether it worked."""
+    job = ConvertJob.from_json(path.read_text(encoding="utf-8"))
+    try:
+        result: dict[str, object] = {"facts": run(job)}
+    except HeteroError as error:
+        traceback.print_exc()
+        result = {"error": type(error).__name__, "message": str(error), "ours": True}
+    except Exception as error:  # whatever a converter raises is reported, with its trace in the log
+        traceback.print_exc()
+        result = {"error": "ExportError", "message": _line(error), "ours": False}
+    write_json(path.with_name("result.json"), json.loads(json.dumps(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

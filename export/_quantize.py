@@ -1,0 +1,90 @@
+"""What int8 needs in every format: pictures to fit ranges to, and pictures to judge the fit by.
+
+Neither the full range of an activation nor a percentile of it always wins. So each format writes a
+candidate per way of choosing ranges, and the one that agrees better with PyTorch on pictures that
+no range was fitted to is kept.
+
+Imports PyTorch, so a format imports this module inside `convert` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import nn
+
+from hetero import models
+from hetero.bundle import Bundle
+from hetero.errors import ExportError
+from hetero.export._job import ConvertJob, Runner
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Calibration pictures as the file takes them, in two parts.
+
+    Attributes:
+        fit: Inputs that ranges are fitted to: uint8 NHWC or float32 NCHW.
+        held_out: Inputs that no range was fitted to; every fourth picture.
+        vectors: PyTorch's unit rows for `held_out`.
+    """
+
+    fit: np.ndarray[Any, Any]
+    held_out: np.ndarray[Any, Any]
+    vectors: Float32[np.ndarray, "n d"]
+
+
+def net_of(job: ConvertJob) -> nn.Module:
+    """The PyTorch net to convert, in evaluation mode, taking what the file shall take."""
+    bundle = Bundle.load(job.bundle, verify=False)
+    net: nn.Module = models.load(bundle)
+    if job.bake:
+        net = models.FromPixels(net, bundle.preprocess)
+    return net.eval().requires_grad_(False)
+
+
+def calibration_of(job: ConvertJob, net: nn.Module) -> Calibration:
+    """The job's calibration pictures as inputs of `net`, split, with PyTorch's vectors."""
+    assert job.calibration is not None, "an int8 job has calibration pictures"
+    inputs: np.ndarray[Any, Any] = np.load(job.calibration, allow_pickle=False)
+    if not job.bake:
+        inputs = Bundle.load(job.bundle, verify=False).preprocess.tensor(inputs)
+    out = np.arange(len(inputs)) % 4 == 3
+    held_out = inputs[out]
+    with torch.no_grad():
+        rows = [net(torch.from_numpy(held_out[i : i + 64])) for i in range(0, len(held_out), 64)]
+    return Calibration(inputs[~out], held_out, torch.cat(rows).float().numpy())
+
+
+def best_of(
+    candidates: Mapping[str, Path], load: Callable[[Path], Runner], calibration: Calibration
+) -> tuple[str, dict[str, float]]:
+    """Name of the candidate nearest to PyTorch on held-out pictures, and each one's mean cosine.
+
+    Args:
+        candidates: Way of choosing ranges -> a file written with it.
+        load: The format's.
+        calibration: The held-out pictures and PyTorch's vectors.
+
+    Raises:
+        ExportError: None of them gives finite vectors.
+    """
+    right = calibration.vectors.astype(np.float64)
+    means: dict[str, float] = {}
+    for name, path in candidates.items():
+        with load(path) as runner:
+            rows = runner(calibration.held_out).astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1)
+        if rows.shape == right.shape and np.isfinite(rows).all() and lengths.min() > 0:
+            means[name] = float((np.einsum("nd,nd->n", rows, right) / lengths).mean())
+    if not means:
+        raise ExportError(
+            f"no int8 file gives finite vectors ({', '.join(candidates)} ranges tried); use fp16"
+        )
+    return max(means, key=lambda name: means[name]), means

@@ -1,0 +1,127 @@
+"""Random views of pictures, drawn first and applied as a pure function.
+
+Drawing gives a small table of numbers, one row a picture; applying it is deterministic. So a view can be
+made again bit for bit: by a resumed run, or by the gallery model whose vectors for that view are stored.
+Everything is done on a batch at once, which keeps two cores busy with training instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from hetero.errors import ConfigError
+from hetero.preprocess import Preprocess
+
+#: Numbers that describe one view: 4 affine, 2 shift, 9 colour matrix, 3 colour offset, 3 erasing.
+WIDTH = 21
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How far views may depart from the picture; 0 switches a part off.
+
+    Attributes:
+        scale: Zoom in exp(-scale)..exp(scale).
+        rotate_deg: Turn in -rotate..rotate degrees.
+        stretch: Aspect ratio in exp(-stretch)..exp(stretch).
+        shift: Offset in -shift..shift of the side.
+        flip: Probability of a mirror image; 0 where left and right mean something.
+        colour: Strength of brightness, contrast and hue changes, 0..1.
+        grey: Probability of losing colour.
+        erase: Probability of covering a square of a quarter to a half of the side with grey.
+    """
+
+    scale: float = 0.2
+    rotate_deg: float = 10.0
+    stretch: float = 0.1
+    shift: float = 0.1
+    flip: float = 0.0
+    colour: float = 0.3
+    grey: float = 0.1
+    erase: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0 or max(self.flip, self.colour, self.grey, self.erase) > 1:
+            raise ConfigError(f"augment: nothing below 0, probabilities and colour up to 1; got {self}")
+
+    def draw(self, count: int, generator: torch.Generator) -> Float32[Tensor, "n p"]:
+        """One row of view numbers for each of `count` pictures, shape (count, WIDTH)."""
+
+        def uniform(limit: float) -> Tensor:
+            return (torch.rand(count, generator=generator) * 2 - 1) * limit
+
+        def chance(p: float) -> Tensor:
+            return (torch.rand(count, generator=generator) < p).float()
+
+        turn = uniform(math.radians(self.rotate_deg))
+        zoom, stretch = torch.exp(uniform(self.scale)), torch.exp(uniform(self.stretch))
+        mirror = 1 - 2 * chance(self.flip)
+        cos, sin = torch.cos(turn), torch.sin(turn)
+        wide, high = zoom * stretch, zoom / stretch
+        affine = torch.stack([cos * wide * mirror, -sin * high, sin * wide * mirror, cos * high], 1)
+        shift = torch.stack([uniform(2 * self.shift), uniform(2 * self.shift)], 1)
+
+        # Hue turns colours about the grey axis; saturation 0 projects them onto it.
+        hue = uniform(self.colour * math.pi / 2)
+        saturation = (1 + uniform(self.colour)) * (1 - chance(self.grey))
+        contrast, bright = 1 + uniform(self.colour), uniform(self.colour / 2)
+        grey = torch.full((3, 3), 1 / 3)
+        across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+        away = torch.eye(3) - grey
+        turned = torch.cos(hue)[:, None, None] * away + torch.sin(hue)[:, None, None] * across
+        matrix = contrast[:, None, None] * (grey + saturation[:, None, None] * turned)
+        offset = ((1 - contrast) / 2 + bright)[:, None].expand(-1, 3)
+
+        side = (0.25 + 0.25 * torch.rand(count, generator=generator)) * chance(self.erase)
+        corner = torch.rand(count, 2, generator=generator)
+        return torch.cat(
+            [affine, shift, matrix.reshape(count, 9), offset, side[:, None], corner], dim=1
+        )
+
+
+def identity(count: int) -> Float32[Tensor, "n p"]:
+    """View numbers that leave pictures as they are, up to interpolation of nothing."""
+    return Augment(0, 0, 0, 0, 0, 0, 0, 0).draw(count, torch.Generator())
+
+
+class View(nn.Module):
+    """Makes normalised views on the device it is moved to.
+
+    Args:
+        preprocess: Gives mean and std.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, 3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(
+        self, pixels: UInt8[Tensor, "n h w 3"], views: Float32[Tensor, "n p"]
+    ) -> Float32[Tensor, "n 3 h w"]:
+        """Normalised views, channels-last in memory; what leaves the picture repeats its border."""
+        n, h, w = pixels.shape[:3]
+        # One table look-up of geometry on bytes' float form, one small matrix product for colour.
+        x = pixels.permute(0, 3, 1, 2).float()
+        theta = torch.cat([views[:, :4].reshape(n, 2, 2), views[:, 4:6].reshape(n, 2, 1)], dim=2)
+        grid = nn.functional.affine_grid(theta, [n, 3, h, w], align_corners=False)
+        x = nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        # Colour twist, 1/255, mean and std are one affine map of the three channels.
+        matrix = views[:, 6:15].reshape(n, 3, 3) / (255 * self.std.reshape(1, 3, 1))
+        offset = (views[:, 15:18].reshape(n, 3, 1) - self.mean.reshape(1, 3, 1)) / self.std.reshape(1, 3, 1)
+        out = torch.baddbmm(offset, matrix, x.reshape(n, 3, h * w)).reshape(n, 3, h, w)
+        side, top, left = views[:, 18], views[:, 19], views[:, 20]
+        ys = torch.arange(h, device=x.device) / h - (top * (1 - side))[:, None]
+        xs = torch.arange(w, device=x.device) / w - (left * (1 - side))[:, None]
+        inside = ((ys >= 0) & (ys < side[:, None]))[:, :, None] & ((xs >= 0) & (xs < side[:, None]))[:, None]
+        out = out.masked_fill(inside[:, None], 0.0)
+        return out.contiguous(memory_format=torch.channels_last)

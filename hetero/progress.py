@@ -1,0 +1,97 @@
+"""How far a long job is: a Rich bar on a terminal, plain lines elsewhere, both on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One job under way."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count steps as done; a note (loss, score, speed) replaces the one before."""
+        ...
+
+
+class Reporter:
+    """Where a command tells what it does. Make one a command and pass it down.
+
+    Args:
+        quiet: Say nothing; errors are exceptions and not said here.
+        every_s: Without a terminal, at least this long between two lines of one job.
+    """
+
+    def __init__(self, quiet: bool = False, every_s: float = 10.0) -> None:
+        from rich.console import Console
+
+        self._quiet, self._every_s = quiet, every_s
+        self._console = Console(stderr=True, highlight=False)
+
+    def line(self, text: str) -> None:
+        """Say one thing on a line of its own."""
+        if not self._quiet:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Bar]:
+        """Show a job of `total` steps for as long as the ``with`` block runs."""
+        if self._quiet:
+            yield _Silent()
+        elif self._console.is_terminal:
+            with self._rich() as progress:
+                yield _Shown(progress, progress.add_task(what, total=total, note=""))
+        else:
+            lines = _Lines(self, what, total, self._every_s)
+            yield lines
+            lines.finish()
+
+    def _rich(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 (Rich loads late)
+        from rich import progress
+
+        return progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[note]}"),
+            console=self._console,
+        )
+
+
+class _Silent:
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Shown:
+    def __init__(self, progress, task) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        fields = {"note": note} if note else {}
+        self._progress.update(self._task, advance=steps, **fields)
+
+
+class _Lines:
+    def __init__(self, reporter: Reporter, what: str, total: int, every_s: float) -> None:
+        self._reporter, self._what, self._total, self._every_s = reporter, what, total, every_s
+        self._done, self._note, self._said, self._begun = 0, "", time.monotonic(), time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._said >= self._every_s and self._done < self._total:
+            self._said = now
+            left_s = (now - self._begun) / self._done * (self._total - self._done)
+            self._say(f", {left_s:.0f} s left")
+
+    def finish(self) -> None:
+        self._say(f" in {time.monotonic() - self._begun:.0f} s")
+
+    def _say(self, tail: str) -> None:
+        note = f"  {self._note}" if self._note else ""
+        self._reporter.line(f"{self._what}: {self._done} of {self._total}{tail}{note}")

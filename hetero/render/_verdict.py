@@ -1,0 +1,93 @@
+"""The verdict in one sentence, for someone who has not seen the program before."""
+
+from __future__ import annotations
+
+import math
+
+from hetero.render import _view as view
+from hetero.render import _words as words
+from hetero.report import Measurement, Report
+
+
+def _finding(report: Report) -> str:
+    ran = view.finite(report, "heterogeneous_recall_at_1")
+    reference = view.whole(report, "heterogeneous_recall_at_1")
+    protocol = words.one_line(report.facts.get("protocol", ""))
+    queries = f"queries {protocol}".rstrip()
+    if ran:
+        text = (
+            "the exported query model finds the right image first for "
+            f"{words.spread(ran)} of {queries}"
+        )
+        return text + _distance(report, ran, reference)
+    if reference is not None and math.isfinite(reference.value):
+        return (
+            "the query model finds the right image first for "
+            f"{words.number(reference)} of {queries}, in PyTorch"
+        )
+    return ""
+
+
+def _distance(report: Report, ran: list[Measurement], reference: Measurement | None) -> str:
+    lost = [m.value for m in view.finite(report, "recall_at_1_lost")]
+    if not lost and reference is not None and math.isfinite(reference.value):
+        lost = [reference.value - m.value for m in ran]
+    if not lost:
+        return ""
+    points = sorted(round(100 * x, 1) for x in lost)
+    if points[0] == points[-1] == 0:
+        return ", 0.0 points from PyTorch"
+    if points[-1] <= 0:
+        return ", nowhere less than PyTorch"
+    return f", {'at worst ' if len(points) > 1 else ''}{points[-1]:.1f} points less than PyTorch"
+
+
+def _judgement(report: Report) -> str:
+    judged = [m for m in report.measurements if m.outcome != "unjudged"]
+    ran = view.files(report)
+    bad = [m for m in judged if m.outcome == "fail"]
+    open_ = [m for m in judged if m.outcome == "inconclusive"]
+    if not judged:
+        return "nothing was held to a limit"
+    checks = words.count(len(judged), "check")
+    if not bad and not open_:
+        passed = f"all {checks} passed" if len(judged) > 1 else "the one check passed"
+        if not ran:
+            return passed
+        every = "all " if len(ran) > 1 and not report.not_run else ""
+        return f"{every}{words.count(len(ran), 'file')} executed, {passed}"
+    worst = bad or open_
+    verb = "failed" if bad else "could not be decided"
+    names = list(dict.fromkeys(words.place(m.device, m.format, m.precision) for m in worst))
+    text = f"{len(worst)} of {checks} {verb}"
+    if len(names) <= 2:
+        text += f" ({' and '.join(names)})"
+    else:
+        text += f" ({names[0]} and {len(names) - 1} more)"
+    if bad and open_:
+        text += f", {len(open_)} could not be decided"
+    return text
+
+
+def _left_out(report: Report) -> str:
+    if not report.not_run:
+        return ""
+    formats = list(dict.fromkeys(words.place("", x.format, "") for x in report.not_run))
+    what = words.count(len(report.not_run), "file")
+    return f"{what} not executed ({', '.join(formats)})"
+
+
+def sentence(report: Report) -> str:
+    """The verdict as one sentence for someone who has not seen the program before.
+
+    Clauses whose measurements are missing are left out.
+    """
+    clauses = (_finding(report), _judgement(report), _left_out(report))
+    text = "; ".join(x for x in clauses if x)
+    return words.one_line(f"{text[:1].upper()}{text[1:]}.")
+
+
+def verdict_line(report: Report) -> str:
+    """"PASS: " and the sentence, without its capital."""
+    text = sentence(report)
+    return f"{report.verdict.upper()}: {text[:1].lower()}{text[1:]}"

@@ -1,0 +1,220 @@
+"""What there is to show, worked out once for the page, the comment, the terminal and the CI server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hetero.render import _words as words
+from hetero.report import Measurement, NotRun, Outcome, Report
+
+Place = tuple[str, str, str]
+
+#: The models as a whole, and the query model in PyTorch, which the files are held against.
+MODELS: Place = ("", "", "")
+
+_GRAVEST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass", "unjudged")
+
+
+def gravest(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome that a reader must not miss."""
+    return min(outcomes, key=_GRAVEST.index, default="unjudged")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One file on one device, PyTorch, or the models as a whole, with what was measured.
+
+    Attributes:
+        place: Device, format, precision.
+        measurements: By name; where a name was judged twice, the graver outcome.
+        outcome: The gravest of all its measurements.
+    """
+
+    place: Place
+    measurements: Mapping[str, Measurement]
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """For people: "TFLite int8 on local"."""
+        return words.place(*self.place)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is an exported file."""
+        return self.place[1] not in ("", "pytorch")
+
+    @property
+    def was_run(self) -> bool:
+        """Whether it is an exported file that a device executed."""
+        return self.is_file and self.place[0] != ""
+
+    def get(self, name: str) -> Measurement | None:
+        """The measurement, or None if it was not made."""
+        return self.measurements.get(name)
+
+
+def subjects(report: Report) -> tuple[Subject, ...]:
+    """Everything that has a measurement, in the order of first appearance."""
+    places: dict[Place, list[Measurement]] = {}
+    for m in report.measurements:
+        places.setdefault((m.device, m.format, m.precision), []).append(m)
+    out = []
+    for at, rows in places.items():
+        by_name: dict[str, Measurement] = {}
+        for m in rows:
+            kept = by_name.get(m.name)
+            if kept is None or gravest((m.outcome, kept.outcome)) != kept.outcome:
+                by_name[m.name] = m
+        out.append(Subject(at, by_name, gravest(m.outcome for m in rows)))
+    return tuple(out)
+
+
+def files(report: Report) -> tuple[Subject, ...]:
+    """The exported files that were executed."""
+    return tuple(x for x in subjects(report) if x.was_run)
+
+
+def pytorch(report: Report) -> Subject | None:
+    """The query model in PyTorch, or None."""
+    return next((x for x in subjects(report) if x.place[1] == "pytorch"), None)
+
+
+def whole(report: Report, name: str) -> Measurement | None:
+    """A measurement of the models as a whole, or of PyTorch, or None."""
+    for x in subjects(report):
+        if not x.is_file and name in x.measurements:
+            return x.measurements[name]
+    return None
+
+
+def finite(report: Report, name: str) -> list[Measurement]:
+    """That measurement of each executed file, where it is a number."""
+    found = (x.get(name) for x in files(report))
+    return [m for m in found if m is not None and math.isfinite(m.value)]
+
+
+def problems(report: Report) -> tuple[Measurement, ...]:
+    """What failed, then what could not be decided, each in report order."""
+    return tuple(
+        m
+        for outcome in ("fail", "inconclusive")
+        for m in report.measurements
+        if m.outcome == outcome
+    )
+
+
+def explain(m: Measurement) -> str:
+    """One sentence on a problem: what was measured, what was asked for, on how much data."""
+    text = f"{words.number(m)}"
+    if words.interval(m):
+        text += f" (95 % interval {words.interval(m)})"
+    text += f", limit {words.bound(m)}"
+    if m.limit is not None and m.limit.by == "interval":
+        text += " for the whole interval"
+    if m.outcome == "inconclusive":
+        text += f"; undecided: {words.why_undecided(m)}"
+    return f"{text}." + (f" {words.one_line(m.limit.why)}" if m.limit and m.limit.why else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of files.
+
+    Attributes:
+        name: Of the measurement.
+        label: Its heading.
+        unit: Below the heading; empty if the rows disagree and carry their own.
+    """
+
+    name: str
+    label: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table: its text, its 95 % interval or "", what was made of it."""
+
+    text: str
+    interval: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file, or PyTorch, or a file that was not run.
+
+    Attributes:
+        subject: Its name.
+        place: Device, format, precision.
+        cells: One per column; None where nothing was measured.
+        outcome: Of the file; None if it was not run or is the reference.
+        note: Said instead of an outcome: "reference", "not run".
+    """
+
+    subject: str
+    place: Place
+    cells: tuple[Cell | None, ...]
+    outcome: Outcome | None
+    note: str
+
+
+COLUMNS = (
+    ("heterogeneous_recall_at_1", "Recall@1"),
+    ("recall_at_1_lost", "Lost to PyTorch"),
+    ("heterogeneous_map", "mAP"),
+    ("cosine_worst", "Worst cosine"),
+    ("query_negative_flip_rate", "Negative flips"),
+    ("size", "Size"),
+    ("latency_p50", "Latency p50"),
+    ("latency_p90", "Latency p90"),
+    ("latency_p99", "Latency p99"),
+    ("load_time", "Load time"),
+    ("peak_memory", "Peak memory"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of files: columns that at least one row fills, PyTorch first, not-run last."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def _is_about(x: NotRun, s: Subject) -> bool:
+    device, format, precision = s.place
+    return (x.format, x.precision) == (format, precision) and device in ("", x.device)
+
+
+def table(report: Report) -> Table:
+    """The table of files."""
+    everything = subjects(report)
+    shown = [x for x in everything if x.place[1] == "pytorch"]
+    shown += [x for x in everything if x.was_run]
+    shown += [x for x in everything if x.is_file and not x.was_run]
+    columns = []
+    for name, label in COLUMNS:
+        units = {words.unit(m) for x in shown if (m := x.get(name)) is not None}
+        if units:
+            columns.append(Column(name, label, units.pop() if len(units) == 1 else ""))
+    rows = []
+    for x in shown:
+        cells = tuple(_cell(x.get(c.name), c) for c in columns)
+        note = "" if x.was_run else ("not run" if x.is_file else "reference")
+        outcome = x.outcome if x.was_run or x.outcome != "unjudged" else None
+        rows.append(Row(words.clean(x.name), x.place, cells, outcome, note))
+    for absent in report.not_run:
+        if not any(_is_about(absent, x) for x in shown):
+            at = (absent.device, absent.format, absent.precision)
+            rows.append(Row(words.clean(words.place(*at)), at, (None,) * len(columns), None, "not run"))
+    return Table(tuple(columns), tuple(rows))
+
+
+def _cell(m: Measurement | None, column: Column) -> Cell | None:
+    if m is None:
+        return None
+    return Cell(words.bare(m) if column.unit else words.number(m), words.interval(m), m.outcome)

@@ -1,0 +1,219 @@
+"""A report as one HTML page that needs nothing else: no network, no script, no second file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hetero.errors import ConfigError, require
+from hetero.render import _verdict, _view, _words, plots
+from hetero.report import Measurement, Report
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+_EMBEDDED = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def render(report: Report) -> str:
+    """The report as a page; every string that came from outside is escaped.
+
+    Raises:
+        MissingExtraError: Jinja or matplotlib is not installed.
+        ConfigError: An example holds something else than an embedded picture.
+    """
+    jinja = require("jinja2", "report")
+    environment = jinja.Environment(
+        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"unbroken": _unbroken, "clean": _words.clean}
+    page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        report=report,
+        sentence=_verdict.sentence(report),
+        tiles=_tiles(report),
+        problems=[_problem(m) for m in _view.problems(report)],
+        judged=any(m.outcome != "unjudged" for m in report.measurements),
+        table=_view.table(report),
+        corners=_corners(report),
+        corner_rows=_corner_rows(report),
+        baselines=_baselines(report),
+        plots=plots.plots(report),
+        examples=[_example(x, at) for at, x in enumerate(report.examples, 1)],
+        not_run=[(_words.place(x.device, x.format, x.precision), x.reason) for x in report.not_run],
+        details=[(x.name, [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)],
+    )
+    return page
+
+
+def _unbroken(text: str) -> str:
+    """The text with numbers kept on one line with their units."""
+    return re.sub(r"(?<=\d) (?=(%|points|ms|MiB|of)\b|%)", "\u00a0", text)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A number for the head of the page, and what to hold it against."""
+
+    label: str
+    value: str
+    note: str
+
+
+def _tiles(report: Report) -> list[_Tile]:
+    tiles = []
+    recall = _view.finite(report, "heterogeneous_recall_at_1")
+    reference = _view.whole(report, "heterogeneous_recall_at_1")
+    paragon = _view.whole(report, "paragon_recall_at_1")
+    notes = [
+        f"{name} {_words.number(m)}"
+        for name, m in (("PyTorch", reference), ("gallery model", paragon))
+        if m is not None
+    ]
+    if recall:
+        tiles.append(_Tile("Right image first", _words.spread(recall), ", ".join(notes)))
+    elif reference is not None:
+        tiles.append(_Tile("Right image first", _words.number(reference), "in PyTorch"))
+    lost = _view.finite(report, "recall_at_1_lost")
+    if lost:
+        worst = max(lost, key=lambda m: m.value)
+        at = _words.place(worst.device, worst.format, worst.precision)
+        tiles.append(_Tile("Lost by export, at worst", _words.number(worst), at))
+    for label, name, note in (
+        ("Latency, median", "latency_p50", "latency_p99"),
+        ("File size", "size", ""),
+    ):
+        found = _view.finite(report, name)
+        if found:
+            tail = _view.finite(report, note)
+            most = max(tail, key=lambda m: m.value) if tail else None
+            said = f"p99 up to {_words.number(most)}" if most else "smallest to largest"
+            tiles.append(_Tile(label, _words.spread(found), said if len(found) > 1 or most else ""))
+    ran = len(_view.files(report))
+    if ran or report.not_run:
+        left = f"{len(report.not_run)} not executed" if report.not_run else "none left out"
+        tiles.append(_Tile("Files executed", str(ran), left))
+    return tiles
+
+
+@dataclass(frozen=True)
+class _Problem:
+    outcome: str
+    label: str
+    name: str
+    place: str
+    text: str
+
+
+def _problem(m: Measurement) -> _Problem:
+    at = _words.place(m.device, m.format, m.precision)
+    return _Problem(m.outcome, _words.word(m.name).label, m.name, at, _view.explain(m))
+
+
+def _pair(report: Report, recall: str, map_: str) -> tuple[str, str, str] | None:
+    """Recall@1, its interval and mAP of the models as a whole; None without the first."""
+    first, second = _view.whole(report, recall), _view.whole(report, map_)
+    if first is None:
+        return None
+    return _words.number(first), _words.interval(first), _words.number(second) if second else ""
+
+
+def _corners(report: Report) -> dict[str, tuple[str, str, str] | None] | None:
+    """The four corners in PyTorch, by "queries by, index by"; None if there are none."""
+    names = {
+        "gallery,gallery": "paragon",
+        "gallery,query": "reverse",
+        "query,gallery": "heterogeneous",
+        "query,query": "homogeneous_query",
+    }
+    found = {at: _pair(report, f"{x}_recall_at_1", f"{x}_map") for at, x in names.items()}
+    return found if any(found.values()) else None
+
+
+def _corner_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """The three corners in which an exported file takes part, Recall@1, for each file."""
+    names = ("heterogeneous_recall_at_1", "homogeneous_query_recall_at_1", "reverse_recall_at_1")
+    rows = []
+    for x in _view.files(report):
+        found = [x.get(name) for name in names]
+        if found[1] is not None or found[2] is not None:
+            rows.append((x.name, [_words.number(m) if m else "–" for m in found]))  # noqa: RUF001
+    return rows
+
+
+def _baselines(report: Report) -> list[tuple[str, str, tuple[str, str, str]]]:
+    """What the result is held against: name, what it is, numbers."""
+    rows = (
+        ("paragon", "Paragon", "The gallery model embeds queries and index: what is aimed at."),
+        (
+            "heterogeneous",
+            "This query model",
+            "In the gallery model's index, in PyTorch, before any export.",
+        ),
+        (
+            "independent",
+            "Independent query model",
+            "Trained alone, with an index of its own: what would be had without compatibility.",
+        ),
+        ("pixels", "Raw pixels", "The images compared as they are, without a model."),
+        (
+            "control",
+            "Negative control",
+            "The independent query model in the gallery model's index: has to be near chance.",
+        ),
+        ("chance", "Chance", "An image drawn by lot."),
+    )
+    found = [(t, x, _pair(report, f"{key}_recall_at_1", f"{key}_map")) for key, t, x in rows]
+    present = [(t, x, pair) for t, x, pair in found if pair is not None]
+    return present if any(title != "This query model" for title, _, _ in present) else []
+
+
+def _at(report: Report, subject: _view.Subject) -> list[Measurement]:
+    return [m for m in report.measurements if (m.device, m.format, m.precision) == subject.place]
+
+
+def _detail(m: Measurement) -> dict[str, str]:
+    return {
+        "label": _words.word(m.name).label,
+        "name": m.name,
+        "value": _words.number(m),
+        "interval": _words.interval(m),
+        "limit": _words.bound(m),
+        "why": m.limit.why if m.limit else "",
+        "outcome": m.outcome,
+        "n": "" if m.n is None else str(m.n),
+    }
+
+
+def _example(example: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """An example as the template wants it.
+
+    Raises:
+        ConfigError: A key is missing, or an image is not embedded in the report.
+    """
+    try:
+        before, after = example["before"], example["after"]
+        images = [x["image"] for x in (example["query"], *before, *after)]
+        place = _words.place(example["device"], example["format"], example["precision"])
+        change = _change(before, after)
+        rows = [("PyTorch", before), (place, after)]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"report: example {number} has no {error}; examples are described at hetero.report.Report"
+        ) from error
+    for image in images:
+        if not isinstance(image, str) or not _EMBEDDED.fullmatch(image):
+            raise ConfigError(
+                f"report: example {number} has an image that is not embedded "
+                f"({str(image)[:40]!r}); expected data:image/png;base64,…"
+            )
+    return {"query": example["query"], "place": place, "change": change, "rows": rows}
+
+
+def _change(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the first answer: "right before, wrong now"."""
+    was, now = (bool(x and x[0]["right"]) for x in (before, after))
+    if was == now:
+        return "right both times" if now else "wrong both times"
+    return "wrong before, right now" if now else "right before, wrong now"
