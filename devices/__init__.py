@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from hetero import _plugins
 from hetero.devices._doctor import Check, examine
+from hetero.devices._protocol import RUNTIMES
 from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
 from hetero.devices._types import Conditions, Device, Execution, Link, Plan, RunResult
@@ -30,6 +31,7 @@ __all__ = [
     "names",
     "open_device",
     "run",
+    "runnable",
     "summarise",
     "timing",
 ]
@@ -38,6 +40,11 @@ __all__ = [
 def names() -> tuple[str, ...]:
     """The kinds of device there are, sorted."""
     return _plugins.names("hetero.devices")
+
+
+def runnable() -> tuple[str, ...]:
+    """The file formats that a worker has a runtime for."""
+    return tuple(RUNTIMES)
 
 
 def open_device(spec: str) -> Device:

@@ -190,6 +190,9 @@ class _Session:
     def _start(self, way: Way, *, fresh: bool) -> None:
         """Start a worker, once, even when the way is cut in between."""
         way.call(lambda link: link.stop(self.home.name))
+        # The last words of the worker before must not be taken for the new one's.
+        if not fresh and self._catch_up(way):
+            return
         self.end = None
 
         def start(link: Link) -> None:
@@ -299,7 +302,7 @@ class _Session:
         name, at = self.device.name, f"row {self.rows} of {len(self.inputs)}"
         if isinstance(end, protocol.Stopped):
             raise DeviceError(name, f"its worker was told to stop at {at}; go on with --resume")
-        text = _short(end.text)
+        text = _short(end.text.replace(f"../{self.job.model}", self.model.name))
         if end.kind == "model-refused":
             raise BundleError(f"{self.model}: {self.job.runtime} refuses it: {text}")
         if end.kind == "input-mismatch":

@@ -57,7 +57,7 @@ class StopError(Exception):
 
 @contextlib.contextmanager
 def refused(kind: str, what: str = "") -> Iterator[None]:
-    """Turns what a runtime raises, classes of its own without a common base, into a RefusedError."""
+    """Turns what a runtime raises, whose classes have no common base, into a RefusedError."""
     try:
         yield
     except (RefusedError, MemoryError):

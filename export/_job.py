@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
+
+from hetero.errors import ConfigError
+
+#: Pictures a call where a file takes any number; bounds memory.
+_BATCH = 64
 
 #: What was found out about a file; goes into the bundle's manifest.
 Facts = dict[str, str | float | int]
@@ -101,3 +106,40 @@ class ConvertJob:
         calibration = raw["calibration"] and Path(raw["calibration"])
         paths = {"bundle": Path(raw["bundle"]), "output": Path(raw["output"])}
         return cls(**{**raw, **paths, "calibration": calibration})
+
+
+def in_batches(
+    call: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    inputs: np.ndarray[Any, Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    what: str,
+) -> Float32[np.ndarray, "n d"]:
+    """The rows that `call` gives for all inputs, a batch of the right size at a time.
+
+    The last batch of a file with a fixed batch is filled up with its last picture, and the
+    surplus rows are dropped.
+
+    Args:
+        call: Runs one batch.
+        inputs: Any number of pictures.
+        shape: Of one batch; a first number of 0 means that any size will do.
+        dtype: Of the inputs that the file takes.
+        what: Names the file in messages.
+
+    Raises:
+        ConfigError: The inputs are not what the file takes, or there are none.
+    """
+    if inputs.dtype != dtype or inputs.shape[1:] != shape[1:] or not len(inputs):
+        raise ConfigError(
+            f"{what} takes {dtype} pictures of shape {('n', *shape[1:])}, "
+            f"got {inputs.dtype} {inputs.shape}"
+        )
+    batch = shape[0] or _BATCH
+    rows = []
+    for begin in range(0, len(inputs), batch):
+        part = inputs[begin : begin + batch]
+        missing = batch - len(part) if shape[0] else 0
+        full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        rows.append(call(np.ascontiguousarray(full))[: len(part)])
+    return np.concatenate(rows).astype(np.float32)

@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import nn
+from torch import Tensor, nn
 
 from hetero import models
 from hetero.bundle import Bundle
 from hetero.errors import ExportError
 from hetero.export._job import ConvertJob, Runner
+from hetero.models import mobilenet
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +41,61 @@ class Calibration:
     vectors: Float32[np.ndarray, "n d"]
 
 
-def net_of(job: ConvertJob) -> nn.Module:
-    """The PyTorch net to convert, in evaluation mode, taking what the file shall take."""
+def net_of(job: ConvertJob, hard_swish: HardSwish = "as it is") -> nn.Module:
+    """The PyTorch net to convert, in evaluation mode, taking what the file shall take.
+
+    Args:
+        job: Which bundle, and whether preprocessing goes in.
+        hard_swish: How to write that activation, for a runtime that likes one form better.
+    """
     bundle = Bundle.load(job.bundle, verify=False)
-    net: nn.Module = models.load(bundle)
+    net: nn.Module = _Contiguous(models.load(bundle))
+    if hard_swish != "as it is":
+        _rewrite(net, nn.Hardswish if hard_swish == "fused" else _Relu6Swish)
     if job.bake:
         net = models.FromPixels(net, bundle.preprocess)
     return net.eval().requires_grad_(False)
+
+
+HardSwish = Literal["as it is", "fused", "relu6"]
+
+
+class _Contiguous(nn.Module):
+    """A net whose input is contiguous NCHW.
+
+    The layout that FromPixels leaves behind makes tracers write pooling as strided indexing.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the net."""
+        rows: Tensor = self.net(images.contiguous())
+        return rows
+
+
+class _Relu6Swish(nn.Module):
+    """Hard-swish as (x/6)·relu6(x + 3).
+
+    Converters do not recognise this order, and so do not turn it back into the one operator that
+    int8 runtimes fall back to a slow path for. Clamped to 0..1 instead, as others write it, it
+    becomes an operator of its own that is not run together with its neighbours either.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`."""
+        return (x * (1 / 6)) * nn.functional.relu6(x + 3)
+
+
+def _rewrite(net: nn.Module, form: type[nn.Module]) -> None:
+    """Every hard-swish module in `net` replaced by one of this form."""
+    for name, child in net.named_children():
+        if isinstance(child, (nn.Hardswish, mobilenet.HardSwish)):
+            setattr(net, name, form())
+        else:
+            _rewrite(child, form)
 
 
 def calibration_of(job: ConvertJob, net: nn.Module) -> Calibration:

@@ -6,19 +6,21 @@ batch that works. Preprocessing, if baked in, and the L2 tail are float in every
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from hetero._files import canonical_json, write_atomically
-from hetero.errors import BundleError, ConfigError, require
-from hetero.export._job import ConvertJob, Facts, in_batches
+from hetero.errors import BundleError, require
+from hetero.export._job import ConvertJob, Facts, Runner, in_batches
 
 EXTRA = "tflite"
 SUFFIX = ".tflite"
@@ -28,7 +30,16 @@ RUNS_HERE = ""
 #: Name of the metadata buffer that holds our texts as JSON.
 METADATA = b"hetero"
 
-_IDENTIFIER = b"TFL3"
+#: Operators that do the work; what lies before the first or after the last stays float in int8.
+_WEIGHTY = frozenset(
+    {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV", "CONV_3D"}
+)
+
+#: Share of an activation's values, in percent, that the narrower of the two ranges holds.
+_PERCENT = 99.99
+_BINS = 4096
+
+_VERSIONS = ("torch", "litert-torch", "litert-converter", "litert-quantizer", "ai-edge-litert")
 
 
 def convert(job: ConvertJob) -> Facts:
@@ -38,34 +49,314 @@ def convert(job: ConvertJob) -> Facts:
         MissingExtraError: The extra is not installed.
         ExportError: No int8 file gives usable vectors.
     """
-    require("litert_torch", EXTRA)
     require("litert_quantizer", EXTRA)
-    import importlib.metadata
-
-    import litert_torch
+    litert_torch = require("litert_torch", EXTRA)
     import torch
 
     from hetero.export import _quantize
 
-    hard_swish = "clamped" if job.precision == "int8" else "fused"
-    net = _quantize.net_of(job, hard_swish)
+    net = _quantize.net_of(job, "relu6" if job.precision == "int8" else "fused")
     example = torch.zeros(job.input_shape, dtype=torch.uint8 if job.bake else torch.float32)
-    model = litert_torch.convert(net, (example,)).model_content()
-    facts: Facts = {
-        f"{name}_version": importlib.metadata.version(name)
-        for name in ("torch", "litert-torch", "litert-quantizer", "ai-edge-litert")
-    }
+    model: bytes = litert_torch.convert(net, (example,)).model_content()
+    facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     if job.precision == "fp16":
         model = _half(model)
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
         candidates = {}
-        for name, ranges in _ranges(model, calibration.fit, job).items():
+        for name, ranges in _ranges(model, calibration.fit, job.threads).items():
             candidates[name] = job.output.with_name(f"{name}{SUFFIX}")
-            candidates[name].write_bytes(_int8(model, ranges))
+            candidates[name].write_bytes(_int8(model, calibration.fit[: job.batch], ranges))
         best, means = _quantize.best_of(candidates, load, calibration)
         model = candidates[best].read_bytes()
-        facts["ranges"] = best
-        facts |= {f"cosine_held_out_{name}": mean for name, mean in means.items()}
+        facts |= {"ranges": best}
+        facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
     write_atomically(job.output, _finished(model, job))
     return facts
+
+
+# -- precisions ---------------------------------------------------------------------------------
+
+
+def _half(model: bytes) -> bytes:
+    """The model with weights stored as float16 and widened before use; it computes in float32."""
+    from litert_quantizer import qtyping, quantizer
+
+    half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=half,
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    work = quantizer.Quantizer(model)
+    work.update_quantization_recipe(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=config,
+        algorithm_key="float_casting",
+    )
+    return bytes(work.quantize(enable_progress_report=False).quantized_model)
+
+
+def _int8(model: bytes, sample: np.ndarray[Any, Any], ranges: Mapping[str, _Range]) -> bytes:
+    """The model with int8 weights per channel and int8 activations in these ranges."""
+    from litert_quantizer import qtyping, quantizer
+
+    everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    work = quantizer.Quantizer(model)
+    work.add_static_config(
+        regex=".*", operation_name=everything, activation_num_bits=8, weight_num_bits=8
+    )
+    for name in _outside(model):
+        # The division of the L2 tail can abort in int8, and one picture's length decides it all.
+        work.update_quantization_recipe(
+            regex=f"^{re.escape(name)};?$", operation_name=everything, algorithm_key="no_quantize"
+        )
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        work.update_quantization_recipe(
+            regex=".*", operation_name=end, algorithm_key="no_quantize"
+        )
+    key, argument = _signature(model)
+    # The quantizer's own statistics are a moving average: they depend on the order of the pictures
+    # and clip. One call gives the names that need a range; the numbers are replaced by ours.
+    found = work.calibrate({key: [{argument: sample}]}, num_threads=1)
+    for name, old in found.items():
+        if name in ranges and old:
+            low, high = ranges[name]
+            old["min"], old["max"] = (np.full_like(old[k], v) for k, v in (("min", low), ("max", high)))
+    return bytes(work.quantize(found, enable_progress_report=False).quantized_model)
+
+
+_Range = tuple[float, float]
+
+
+def _ranges(
+    model: bytes, inputs: np.ndarray[Any, Any], threads: int
+) -> dict[str, dict[str, _Range]]:
+    """For each way of choosing them, the range of every float activation, by tensor name.
+
+    Padded max-pooling fills with -inf; values that are not finite count for nothing.
+    """
+    low_high: dict[str, _Range] = {}
+    for name, values in _activations(model, inputs, threads):
+        low, high = low_high.get(name, (np.inf, -np.inf))
+        low_high[name] = (min(low, float(values.min())), max(high, float(values.max())))
+    # A second run instead of keeping values: memory stays that of one batch.
+    counts = {name: np.zeros(_BINS, dtype=np.int64) for name in low_high}
+    for name, values in _activations(model, inputs, threads):
+        counts[name] += np.histogram(values, _BINS, range=low_high[name])[0]
+    outside = (1 - _PERCENT / 100) / 2
+    narrow = {}
+    for name, (low, high) in low_high.items():
+        share = np.cumsum(counts[name]) / max(1, counts[name].sum())
+        first, last = np.searchsorted(share, (outside, 1 - outside))
+        step = (high - low) / _BINS
+        narrow[name] = (low + step * float(first), min(high, low + step * float(last + 1)))
+    return {"min-max": low_high, f"{_PERCENT}%": narrow}
+
+
+def _activations(
+    model: bytes, inputs: np.ndarray[Any, Any], threads: int
+) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Name and finite values of every float tensor, for one batch of inputs after another."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    run = Interpreter(
+        model_content=model,
+        num_threads=threads,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    run.allocate_tensors()
+    entry = run.get_input_details()[0]
+    written = {int(i) for op in run._get_ops_details() for i in op["outputs"]}
+    wanted = [
+        (d["name"], d["index"])
+        for d in run.get_tensor_details()
+        if d["dtype"] is np.float32 and d["index"] in written
+    ]
+    batch = int(entry["shape"][0])
+    for begin in range(0, len(inputs) - batch + 1, batch):
+        run.set_tensor(entry["index"], inputs[begin : begin + batch])
+        run.invoke()
+        for name, index in wanted:
+            values = run.get_tensor(index).ravel()
+            values = values[np.isfinite(values)]
+            if values.size:
+                yield name, values
+
+
+def _outside(model: bytes) -> list[str]:
+    """Scopes of the operators before the first and after the last weighty one on each path."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.ModelT.InitFromPackedBuf(model, 0)
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    weighty = {n for n, c in enumerate(graph.operatorCodes) if names[c.builtinCode] in _WEIGHTY}
+    main = graph.subgraphs[0]
+
+    def reach(start: Any, forward: bool) -> set[int]:
+        seen, edge = set(), {int(i) for i in start}
+        while edge:
+            tensor = edge.pop()
+            for at, op in enumerate(main.operators):
+                near, far = (op.inputs, op.outputs) if forward else (op.outputs, op.inputs)
+                if tensor in near and at not in seen and op.opcodeIndex not in weighty:
+                    seen.add(at)
+                    edge |= {int(i) for i in far if i >= 0}
+        return seen
+
+    found = reach(main.inputs, True) | reach(main.outputs, False)
+    return [
+        ";".join(main.tensors[i].name.decode() for i in main.operators[at].outputs)
+        for at in sorted(found)
+    ]
+
+
+def _signature(model: bytes) -> tuple[str, str]:
+    """Names of the signature and of its input."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    first = schema.ModelT.InitFromPackedBuf(model, 0).signatureDefs[0]
+    return first.signatureKey.decode(), first.inputs[0].name.decode()
+
+
+# -- the file -----------------------------------------------------------------------------------
+
+
+def _finished(model: bytes, job: ConvertJob) -> bytes:
+    """The model with our texts, our names for input and output, and short tensor names."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    graph = flatbuffer_utils.read_model_from_bytearray(model)
+
+    class Aligned(schema.BufferT):  # type: ignore[misc]
+        """A buffer whose data begins at a multiple of 16 bytes, as the schema asks.
+
+        The generated Python code forgets it; readers on some processors do not.
+        """
+
+        def Pack(self, builder: Any) -> int:  # noqa: N802
+            where = None
+            if self.data is not None and len(self.data):
+                raw = bytes(self.data)
+                builder.StartVector(1, len(raw), 16)
+                builder.head -= len(raw)
+                builder.Bytes[builder.head : builder.head + len(raw)] = raw
+                where = builder.EndVector()
+            schema.BufferStart(builder)
+            if where is not None:
+                schema.BufferAddData(builder, where)
+            return int(schema.BufferEnd(builder))
+
+    texts = schema.BufferT()
+    texts.data = np.frombuffer(canonical_json(dict(job.metadata)).encode(), dtype=np.uint8)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = METADATA, len(graph.buffers)
+    graph.metadata = [*(graph.metadata or []), entry]
+    graph.buffers = [Aligned(data=b.data) for b in (*graph.buffers, texts)]
+    graph.description = b"hetero"
+    for part in graph.subgraphs:
+        for tensor in part.tensors:
+            # "a.b.Net/c.d.Conv_1;;e.f.Norm_2" -> "Net/Conv_1": names were a fifth of a small file.
+            first = tensor.name.split(b";;")[0]
+            tensor.name = re.sub(rb"[A-Za-z_]\w*\.(?=[A-Za-z_])", b"", first)
+    main = graph.subgraphs[0]
+    for side, ends, name in (
+        (graph.signatureDefs[0].inputs, main.inputs, b"pixels" if job.bake else b"images"),
+        (graph.signatureDefs[0].outputs, main.outputs, b"embedding"),
+    ):
+        side[0].name = main.tensors[int(ends[0])].name = name
+    builder = flatbuffers.Builder(len(model) + 4096)
+    builder.Finish(graph.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The ``hetero.*`` texts in a file.
+
+    Raises:
+        BundleError: The file is missing, torn or not a TFLite model.
+        MissingExtraError: The runtime is not installed.
+    """
+    schema = require("ai_edge_litert.schema_py_generated", EXTRA)
+    raw = _bytes(path)
+    try:
+        model = schema.Model.GetRootAs(raw, 0)
+        for at in range(model.MetadataLength()):
+            entry = model.Metadata(at)
+            if entry.Name() == METADATA:
+                found = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+                return {str(k): str(v) for k, v in found.items()}
+    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: not a whole TFLite file ({error}); export it again") from error
+    return {}
+
+
+def _bytes(path: Path) -> bytes:
+    """The file's bytes, if they may be a TFLite model.
+
+    Raises:
+        BundleError: It cannot be read, or does not begin as TFLite files do.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+    if raw[4:8] != b"TFL3":
+        raise BundleError(
+            f"{path}: not a TFLite file ({len(raw)} bytes without the mark TFL3); export it again"
+        )
+    return raw
+
+
+class _Interpreter:
+    """A Runner on LiteRT's CPU interpreter."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        runtime = require("ai_edge_litert.interpreter", EXTRA)
+        self.runtime = f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
+        self._path = path
+        try:
+            self._run = runtime.Interpreter(model_content=_bytes(path), num_threads=threads)
+            self._run.allocate_tensors()
+            (entry,), (out,) = self._run.get_input_details(), self._run.get_output_details()
+        except (ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise BundleError(f"{path}: LiteRT refuses it ({line}); export it again") from error
+        self._in, self._out = entry, out
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._run
+
+    def __call__(self, inputs: np.ndarray[Any, Any]) -> Float32[np.ndarray, "n d"]:
+        shape = tuple(int(x) for x in self._in["shape"])
+
+        def one(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            self._run.set_tensor(self._in["index"], batch)
+            self._run.invoke()
+            # A copy: LiteRT's arrays change with the next call.
+            rows: np.ndarray[Any, Any] = self._run.get_tensor(self._out["index"]).copy()
+            return rows
+
+        return in_batches(one, inputs, shape, np.dtype(self._in["dtype"]), str(self._path))
+
+
+def load(path: Path, threads: int = 1) -> Runner:
+    """A Runner for a TFLite file.
+
+    Raises:
+        BundleError: The file is missing, torn or not a TFLite model.
+        MissingExtraError: LiteRT is not installed.
+    """
+    return _Interpreter(path, threads)

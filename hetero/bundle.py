@@ -192,6 +192,11 @@ class Bundle:
         ids = tuple(t["ids"].tobytes().decode().split("\n"))
         return Probe(ids, t["pixels"], t["vectors"])
 
+    def train_classes(self) -> tuple[str, ...]:
+        """The classes the model was trained on, on which it must not be scored."""
+        text = self.tensors("probe").get("train_classes")
+        return () if text is None else tuple(text.tobytes().decode().split("\n"))
+
     # -- reading and writing --------------------------------------------------------------------
 
     @classmethod

@@ -484,6 +484,9 @@ def _write(
             **tensors,
             "probe": {
                 "ids": np.frombuffer("\n".join(probe_ids).encode(), np.uint8),
+                "train_classes": np.frombuffer(
+                    "\n".join(images.classes("train")).encode(), np.uint8
+                ),
                 "pixels": probes,
                 "vectors": models.embed_pixels(net, preprocess, probes),
             },

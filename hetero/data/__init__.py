@@ -7,6 +7,7 @@ A source is a module of this folder with ``source(where, seed) -> Images``; the 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,14 +64,19 @@ class Images:
         n = len(self.ids)
         for name in ("labels", "groups", "splits", "roles"):
             if len(getattr(self, name)) != n:
-                raise DataError(f"{self.name}: {len(getattr(self, name))} {name} for {n} ids")
+                raise DataError(
+                    f"{self.name}: {len(getattr(self, name))} {name} for {n} ids"
+                )
         if n == 0:
             why = f"; {len(self.skipped)} files were skipped" if self.skipped else ""
             raise DataError(f"{self.name}: no usable picture{why}")
         double = [i for i, count in Counter(self.ids).items() if count > 1]
         if double:
             raise DataError(f"{self.name}: id {double[0]!r} occurs more than once")
-        for name, allowed in (("splits", SPLITS), ("roles", ("query", "gallery", "both"))):
+        for name, allowed in (
+            ("splits", SPLITS),
+            ("roles", ("query", "gallery", "both")),
+        ):
             odd = set(getattr(self, name)) - set(allowed)
             if odd:
                 raise DataError(
@@ -98,7 +104,12 @@ class Images:
     @property
     def digest(self) -> str:
         """SHA-256 of ids, labels, groups, splits and roles: the split's checksum."""
-        table = [list(r) for r in zip(self.ids, self.labels, self.groups, self.splits, self.roles, strict=True)]
+        table = [
+            list(r)
+            for r in zip(
+                self.ids, self.labels, self.groups, self.splits, self.roles, strict=True
+            )
+        ]
         return hashlib.sha256(canonical_json(table).encode()).hexdigest()
 
     def pixels(
@@ -113,14 +124,30 @@ class Images:
         Args:
             rows: Row numbers, in the order wanted.
             preprocess: Says the size and how to get there.
-            on_row: Called after each picture, for a progress bar.
+            on_row: Called by a decoding thread after each picture, for a progress bar.
             workers: Decoding threads.
+
+        Raises:
+            DataError: A picture can no longer be read.
         """
-        out = np.empty((len(rows), preprocess.size_px, preprocess.size_px, 3), dtype=np.uint8)
+        out = np.empty(
+            (len(rows), preprocess.size_px, preprocess.size_px, 3), dtype=np.uint8
+        )
 
         def one(item: tuple[int, int]) -> None:
             at, row = item
-            out[at] = preprocess.pixels(self.read(row))
+            rgb = self.read(row)
+            if (
+                rgb.dtype != np.uint8
+                or rgb.ndim != 3
+                or rgb.shape[2] != 3
+                or not rgb.size
+            ):
+                raise DataError(
+                    f"{self.name}: {self.ids[row]!r} was read as {rgb.dtype} {rgb.shape}; "
+                    "expected uint8 (height, width, 3)"
+                )
+            out[at] = preprocess.pixels(rgb)
             if on_row is not None:
                 on_row()
 
@@ -143,11 +170,11 @@ def load(spec: str, seed: int = 0) -> Images:
         ConfigError: No such source.
     """
     name, _, where = spec.partition(":")
-    path = Path(spec)
-    if path.suffix.lower() in (".csv", ".parquet") and name not in _plugins.names(__name__):
-        name, where = "manifest", spec
-    elif not where and name not in _plugins.names(__name__) and (path.exists() or "/" in spec):
-        name, where = "folder", spec
+    if name not in _plugins.names(__name__):
+        if Path(spec).suffix.lower() in (".csv", ".parquet"):
+            name, where = "manifest", spec
+        elif os.path.exists(spec) or (not where and "/" in spec):
+            name, where = "folder", spec
     images: Images = _plugins.load(__name__, name).source(where, seed)
     return images
 
@@ -170,12 +197,14 @@ def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
         share = int(place(name)[:8], 16) % 100
         split[name] = "train" if share < 60 else "val" if share < 70 else "test"
     wanted: tuple[tuple[Split, int], ...] = (("train", 2), ("test", 2), ("val", 1))
-    for name_of, least in wanted:
-        for donor in order:
-            counts = Counter(split.values())
-            if counts[name_of] >= least:
-                break
-            surplus = {s: counts[s] - n for s, n in wanted}
-            if split[donor] != name_of and surplus[split[donor]] > 0:
-                split[donor] = name_of
+    for rank, (name_of, least) in enumerate(wanted):
+        # First from what a split can spare, then from those that come later in `wanted`.
+        for floors in (dict(wanted), dict(wanted[:rank])):
+            for donor in order:
+                counts = Counter(split.values())
+                if counts[name_of] >= least:
+                    break
+                spare = counts[split[donor]] - floors.get(split[donor], 0)
+                if split[donor] != name_of and spare > 0:
+                    split[donor] = name_of
     return split

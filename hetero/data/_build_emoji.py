@@ -73,11 +73,43 @@ NAMED_BY = ("noto", "twemoji", "fluent-flat", "fluent-hc")
 
 #: fxemoji's names where they mean another emoji than Unicode's; "" is none of ours.
 FXEMOJI_NAMES = {
-    **{animal: f"{animal}face" for animal in ("cat", "dog", "mouse", "pig", "tiger")},
-    **{f"{animal}side": animal for animal in ("cat", "dog", "dragon", "leopard", "mouse", "pig")},
-    **{"tigerside": "tiger", "bunny": "rabbitface", "bunnyside": "rabbit"},
+    **{name: f"{name}face" for name in ("cat", "dog", "mouse", "pig", "tiger")},
+    **{
+        f"{name}side": name
+        for name in ("cat", "dog", "dragon", "leopard", "mouse", "pig", "tiger")
+    },
+    "bunny": "rabbitface",
+    "bunnyside": "rabbit",
     **dict.fromkeys(("compression", "keyboard", "kiss", "tramcar", "window"), ""),
 }
+
+#: What the makers ask to be named beside the author that the package states.
+HOLDERS = {
+    "emojione": " and the contributors of EmojiTwo, which continues EmojiOne 2",
+    "twemoji": ", Inc and other contributors",
+}
+
+LICENCE_TEXTS = """\
+CC-BY-4.0 is the Creative Commons Attribution 4.0 International licence; Apache-2.0 is the Apache
+License, Version 2.0, whose text is in the LICENSE file of this project. They disclaim warranties.
+
+MIT, for the fluent designs: Copyright (c) Microsoft Corporation.
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial
+portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
+OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
 
 Pack = Mapping[str, Any]
 
@@ -95,7 +127,9 @@ def fetch(design: Design, folder: Path) -> Pack:
     wanted = f"@iconify-json/{design.package}@{design.version}"
     command = ["npm", "pack", "--silent", wanted, "--pack-destination", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=600
+        )
     except FileNotFoundError as error:
         raise ConfigError("npm is not installed; it fetches the drawings") from error
     except subprocess.CalledProcessError as error:
@@ -109,7 +143,9 @@ def fetch(design: Design, folder: Path) -> Pack:
                 pack[Path(name).stem] = json.load(file)
     licence = pack["info"]["license"]["spdx"]
     if licence != design.licence:
-        raise ConfigError(f"{wanted}: licence {licence}, expected {design.licence}; look before use")
+        raise ConfigError(
+            f"{wanted}: licence {licence}, expected {design.licence}; look before use"
+        )
     return pack
 
 
@@ -142,7 +178,9 @@ def codes_of(design: Design, packs: Mapping[str, Pack]) -> dict[str, str]:
                 by_name.setdefault(_plain(name), code)
     for code in sorted(set(by_name.values())):
         if "-" not in code:
-            by_name.setdefault(_plain(unicodedata.name(chr(int(code, 16)), code).lower()), code)
+            by_name.setdefault(
+                _plain(unicodedata.name(chr(int(code, 16)), code).lower()), code
+            )
     for other in NAMED_BY:
         for name, alias in packs[other]["icons"].get("aliases", {}).items():
             # A turned or mirrored alias is another emoji.
@@ -157,7 +195,11 @@ def codes_of(design: Design, packs: Mapping[str, Pack]) -> dict[str, str]:
     used = set(found.values())
     for name, alias in sorted(icons.get("aliases", {}).items()):
         # A drawing that has a place under its own name stands for that emoji alone.
-        if _plain(name) in by_name and alias["parent"] not in used:
+        if (
+            set(alias) == {"parent"}
+            and alias["parent"] not in used
+            and _plain(name) in by_name
+        ):
             found.setdefault(by_name[_plain(name)], name)
     return found
 
@@ -174,12 +216,8 @@ def render(pack: Pack, name: str, side_px: int = TILE_PX) -> UInt8[np.ndarray, "
 
     resvg = require("resvg_py", "dev")
     icons = pack["icons"]
-    turns, mirrored, flipped = 0, False, False
     while name not in icons["icons"]:
-        alias = icons["aliases"][name]
-        turns += alias.get("rotate", 0)
-        mirrored, flipped = mirrored != alias.get("hFlip", False), flipped != alias.get("vFlip", False)
-        name = alias["parent"]
+        name = icons["aliases"][name]["parent"]
     icon = icons["icons"][name]
     left, top, width, height = (
         icon.get(key, icons.get(key, default))
@@ -204,13 +242,12 @@ def render(pack: Pack, name: str, side_px: int = TILE_PX) -> UInt8[np.ndarray, "
         large = Image.new("RGB", (side_px * OVERSAMPLING,) * 2, "white")
         at = ((large.width - picture.width) // 2, (large.height - picture.height) // 2)
         large.paste(picture.convert("RGB"), at)
-    tile: UInt8[np.ndarray, "s s 3"] = np.asarray(large.reduce(OVERSAMPLING))
-    tile = np.rot90(tile, -turns)
-    tile = tile[:, ::-1] if mirrored else tile
-    return np.ascontiguousarray(tile[::-1] if flipped else tile)
+    return np.asarray(large.reduce(OVERSAMPLING))
 
 
-def drawings(packs: Mapping[str, Pack]) -> dict[str, dict[str, UInt8[np.ndarray, "s s 3"]]]:
+def drawings(
+    packs: Mapping[str, Pack],
+) -> dict[str, dict[str, UInt8[np.ndarray, "s s 3"]]]:
     """Code point -> design -> picture, after all the rules of this file."""
     joined = {design.name: codes_of(design, packs) for design in DESIGNS}
     designs_of = Counter(code for table in joined.values() for code in table)
@@ -225,8 +262,12 @@ def drawings(packs: Mapping[str, Pack]) -> dict[str, dict[str, UInt8[np.ndarray,
             if len(group) == 1:
                 found[group[0][0]][name] = group[0][1]
         same = sum(len(group) for group in alike.values() if len(group) > 1)
-        print(f"{name}: {len(alike)} drawings, {same} left out because they stand for two emoji")
-    return {code: found[code] for code in sorted(found) if len(found[code]) >= LEAST_DESIGNS}
+        print(
+            f"{name}: {len(alike)} drawings, {same} left out because they stand for two emoji"
+        )
+    return {
+        code: found[code] for code in sorted(found) if len(found[code]) >= LEAST_DESIGNS
+    }
 
 
 def _described(code: str, packs: Mapping[str, Pack]) -> Iterator[str]:
@@ -240,8 +281,29 @@ def _described(code: str, packs: Mapping[str, Pack]) -> Iterator[str]:
     yield next((group for group, names in sorted(groups.items()) if name in names), "")
 
 
+def notice(packs: Mapping[str, Pack]) -> str:
+    """The attributions that the licences ask for, from what the packages say of themselves."""
+    lines = [
+        "The pictures in emoji.webp are by the makers of nine emoji designs. They were rendered from",
+        f"the vector drawings on white, downscaled to {TILE_PX} x {TILE_PX} pixels and recompressed;",
+        "nothing else was changed. No maker endorses this use.",
+        "",
+    ]
+    for design in DESIGNS:
+        info = packs[design.name]["info"]
+        author, licence = info["author"], info["license"]
+        lines += [
+            f"{design.name}: {info['name']}",
+            f"  by {author['name']}{HOLDERS.get(design.family, '')}, {author['url']}",
+            f"  {licence['spdx']}, {licence['url']}",
+            f"  from the npm package @iconify-json/{design.package} {design.version}",
+            "",
+        ]
+    return "\n".join([*lines, LICENCE_TEXTS])
+
+
 def build(output: Path) -> None:
-    """Nothing; ``emoji.webp`` and ``emoji.json`` are in `output` afterwards.
+    """Nothing; ``emoji.webp``, ``emoji.json`` and ``NOTICE`` are in `output` afterwards.
 
     Raises:
         ConfigError: npm cannot fetch a package, or its licence is not the expected one.
@@ -264,7 +326,11 @@ def build(output: Path) -> None:
         top, left = (TILE_PX * at for at in divmod(place, TILES_PER_ROW))
         sheet[top : top + TILE_PX, left : left + TILE_PX] = picture
     classes = [[code, *_described(code, packs), class_split(code)] for code in found]
-    double = [n for n, count in Counter(name for _, name, _, _ in classes).items() if count > 1]
+    double = [
+        n
+        for n, count in Counter(name for _, name, _, _ in classes).items()
+        if count > 1
+    ]
     if double:
         raise DataError(f"emoji: {double[0]!r} names more than one class")
     table = {
@@ -278,16 +344,21 @@ def build(output: Path) -> None:
     }
     packed = io.BytesIO()
     Image.fromarray(sheet).save(packed, "WEBP", quality=WEBP_QUALITY, method=6)
+    write_atomically(output / "NOTICE", notice(packs))
     write_atomically(output / "emoji.webp", packed.getvalue())
     write_atomically(output / "emoji.json", canonical_json(table) + "\n")
     split = Counter(entry[3] for entry in classes)
-    print(f"{len(classes)} classes {dict(split)}, {len(tiles)} pictures, {packed.tell()} bytes")
+    print(
+        f"{len(classes)} classes {dict(split)}, {len(tiles)} pictures, {packed.tell()} bytes"
+    )
 
 
 def main() -> None:
     """Nothing; builds the sheet in the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m hetero.data._build_emoji")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the two files")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the three files"
+    )
     build(parser.parse_args().output)
 
 

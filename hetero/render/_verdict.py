@@ -58,7 +58,8 @@ def _judgement(report: Report) -> str:
         return f"{every}{words.count(len(ran), 'file')} executed, {passed}"
     worst = bad or open_
     verb = "failed" if bad else "could not be decided"
-    names = list(dict.fromkeys(words.place(m.device, m.format, m.precision) for m in worst))
+    name = view.namer(report)
+    names = list(dict.fromkeys(name(m.device, m.format, m.precision) for m in worst))
     text = f"{len(worst)} of {checks} {verb}"
     if len(names) <= 2:
         text += f" ({' and '.join(names)})"

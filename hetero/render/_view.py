@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hetero.render import _words as words
@@ -35,11 +35,6 @@ class Subject:
     place: Place
     measurements: Mapping[str, Measurement]
     outcome: Outcome
-
-    @property
-    def name(self) -> str:
-        """For people: "TFLite int8 on local"."""
-        return words.place(*self.place)
 
     @property
     def is_file(self) -> bool:
@@ -77,9 +72,20 @@ def files(report: Report) -> tuple[Subject, ...]:
     return tuple(x for x in subjects(report) if x.was_run)
 
 
-def pytorch(report: Report) -> Subject | None:
-    """The query model in PyTorch, or None."""
-    return next((x for x in subjects(report) if x.place[1] == "pytorch"), None)
+def sole_device(report: Report) -> str:
+    """The device on which every executed file ran, or "" if there were several or none."""
+    devices = {x.place[0] for x in files(report)}
+    return devices.pop() if len(devices) == 1 else ""
+
+
+def namer(report: Report) -> Callable[[str, str, str], str]:
+    """What calls a file by device, format and precision; the only device there is goes unsaid."""
+    sole = sole_device(report)
+
+    def name(device: str, format: str, precision: str) -> str:
+        return words.one_line(words.place("" if device == sole else device, format, precision))
+
+    return name
 
 
 def whole(report: Report, name: str) -> Measurement | None:
@@ -148,14 +154,14 @@ class Row:
     """A file, or PyTorch, or a file that was not run.
 
     Attributes:
-        subject: Its name.
+        name: What it is called here.
         place: Device, format, precision.
         cells: One per column; None where nothing was measured.
         outcome: Of the file; None if it was not run or is the reference.
         note: Said instead of an outcome: "reference", "not run".
     """
 
-    subject: str
+    name: str
     place: Place
     cells: tuple[Cell | None, ...]
     outcome: Outcome | None
@@ -192,7 +198,7 @@ def _is_about(x: NotRun, s: Subject) -> bool:
 
 def table(report: Report) -> Table:
     """The table of files."""
-    everything = subjects(report)
+    everything, name_of = subjects(report), namer(report)
     shown = [x for x in everything if x.place[1] == "pytorch"]
     shown += [x for x in everything if x.was_run]
     shown += [x for x in everything if x.is_file and not x.was_run]
@@ -206,11 +212,11 @@ def table(report: Report) -> Table:
         cells = tuple(_cell(x.get(c.name), c) for c in columns)
         note = "" if x.was_run else ("not run" if x.is_file else "reference")
         outcome = x.outcome if x.was_run or x.outcome != "unjudged" else None
-        rows.append(Row(words.clean(x.name), x.place, cells, outcome, note))
+        rows.append(Row(name_of(*x.place), x.place, cells, outcome, note))
     for absent in report.not_run:
         if not any(_is_about(absent, x) for x in shown):
             at = (absent.device, absent.format, absent.precision)
-            rows.append(Row(words.clean(words.place(*at)), at, (None,) * len(columns), None, "not run"))
+            rows.append(Row(name_of(*at), at, (None,) * len(columns), None, "not run"))
     return Table(tuple(columns), tuple(rows))
 
 

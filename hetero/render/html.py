@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from hetero.render import _verdict, _view, _words, plots
 from hetero.report import Measurement, Report
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+Namer = Callable[[str, str, str], str]
 
 _EMBEDDED = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -29,20 +31,22 @@ def render(report: Report) -> str:
         autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"unbroken": _unbroken, "clean": _words.clean}
+    name = _view.namer(report)
     page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         sentence=_verdict.sentence(report),
         tiles=_tiles(report),
-        problems=[_problem(m) for m in _view.problems(report)],
+        device=_view.sole_device(report),
+        problems=[_problem(m, name) for m in _view.problems(report)],
         judged=any(m.outcome != "unjudged" for m in report.measurements),
         table=_view.table(report),
         corners=_corners(report),
         corner_rows=_corner_rows(report),
         baselines=_baselines(report),
         plots=plots.plots(report),
-        examples=[_example(x, at) for at, x in enumerate(report.examples, 1)],
-        not_run=[(_words.place(x.device, x.format, x.precision), x.reason) for x in report.not_run],
-        details=[(x.name, [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)],
+        examples=[_example(x, at, name) for at, x in enumerate(report.examples, 1)],
+        not_run=[(name(x.device, x.format, x.precision), x.reason) for x in report.not_run],
+        details=[(name(*x.place), [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)],
     )
     return page
 
@@ -78,7 +82,7 @@ def _tiles(report: Report) -> list[_Tile]:
     lost = _view.finite(report, "recall_at_1_lost")
     if lost:
         worst = max(lost, key=lambda m: m.value)
-        at = _words.place(worst.device, worst.format, worst.precision)
+        at = _view.namer(report)(worst.device, worst.format, worst.precision)
         tiles.append(_Tile("Lost by export, at worst", _words.number(worst), at))
     for label, name, note in (
         ("Latency, median", "latency_p50", "latency_p99"),
@@ -106,8 +110,8 @@ class _Problem:
     text: str
 
 
-def _problem(m: Measurement) -> _Problem:
-    at = _words.place(m.device, m.format, m.precision)
+def _problem(m: Measurement, name: Namer) -> _Problem:
+    at = name(m.device, m.format, m.precision)
     return _Problem(m.outcome, _words.word(m.name).label, m.name, at, _view.explain(m))
 
 
@@ -138,7 +142,7 @@ def _corner_rows(report: Report) -> list[tuple[str, list[str]]]:
     for x in _view.files(report):
         found = [x.get(name) for name in names]
         if found[1] is not None or found[2] is not None:
-            rows.append((x.name, [_words.number(m) if m else "–" for m in found]))  # noqa: RUF001
+            rows.append((_view.namer(report)(*x.place), [_words.number(m) if m else "–" for m in found]))  # noqa: RUF001
     return rows
 
 
@@ -186,7 +190,7 @@ def _detail(m: Measurement) -> dict[str, str]:
     }
 
 
-def _example(example: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _example(example: Mapping[str, Any], number: int, name: Namer) -> dict[str, Any]:
     """An example as the template wants it.
 
     Raises:
@@ -195,7 +199,7 @@ def _example(example: Mapping[str, Any], number: int) -> dict[str, Any]:
     try:
         before, after = example["before"], example["after"]
         images = [x["image"] for x in (example["query"], *before, *after)]
-        place = _words.place(example["device"], example["format"], example["precision"])
+        place = name(example["device"], example["format"], example["precision"])
         change = _change(before, after)
         rows = [("PyTorch", before), (place, after)]
     except (KeyError, TypeError) as error:

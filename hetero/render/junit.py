@@ -69,7 +69,7 @@ def render(report: Report) -> str:
         xml.add_testsuite(one)
     xml.update_statistics()
     text: bytes = xml.tostring()
-    return text.decode()
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text.decode()}\n'
 
 
 def _class_name(device: str, format: str, precision: str) -> str:

@@ -8,7 +8,7 @@ from hetero.render import _verdict, _view, _words
 from hetero.report import Report
 
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "unjudged": ""}
-_PUNCTUATION = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
 def escaped(text: str) -> str:
@@ -51,8 +51,9 @@ def _table(report: Report) -> list[str]:
             bad = cell is not None and cell.outcome in ("fail", "inconclusive")
             cells.append(f"**{text}** {_SIGNS[cell.outcome]}" if cell and bad else text)
         outcome = row.note if row.outcome is None else f"{_SIGNS[row.outcome]} {row.outcome}"
-        lines.append(_row([escaped(row.subject), *cells, outcome.strip()]))
-    return lines
+        lines.append(_row([escaped(row.name), *cells, outcome.strip()]))
+    device = _view.sole_device(report)
+    return [*lines, "", f"Executed on {escaped(device)}."] if device else lines
 
 
 def _row(cells: list[str]) -> str:
@@ -60,16 +61,18 @@ def _row(cells: list[str]) -> str:
 
 
 def _problems(report: Report) -> list[str]:
+    name = _view.namer(report)
     return [
         f"- {_SIGNS[m.outcome]} **{escaped(_words.word(m.name).label)}**, "
-        f"{escaped(_words.place(m.device, m.format, m.precision))}: {escaped(_view.explain(m))}"
+        f"{escaped(name(m.device, m.format, m.precision))}: {escaped(_view.explain(m))}"
         for m in _view.problems(report)
     ]
 
 
 def _not_run(report: Report) -> list[str]:
+    name = _view.namer(report)
     return [
-        f"- {escaped(_words.place(x.device, x.format, x.precision))}: {escaped(x.reason)}"
+        f"- {escaped(name(x.device, x.format, x.precision))}: {escaped(x.reason)}"
         for x in report.not_run
     ]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hetero.errors import require
 from hetero.render import _view as view
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _INK, _MUTED, _GRID, _ACCENT, _FAIL = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "line", _ACCENT: "accent", _FAIL: "fail"}
 
-_WIDTH_INCH = 5.6
+_WIDTH_INCH = 5.0
+_LONGEST = 34
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hetero",
@@ -82,7 +83,7 @@ _BASELINES = (
 
 def _standing(report: Report) -> Plot | None:
     """Recall@1 of every file, between what is above it and what is below."""
-    name = "heterogeneous_recall_at_1"
+    name, name_of = "heterogeneous_recall_at_1", view.namer(report)
     rows: list[tuple[str, Measurement, str]] = []
     reference = view.whole(report, name)
     if reference is not None:
@@ -90,7 +91,7 @@ def _standing(report: Report) -> Plot | None:
     for x in view.files(report):
         m = x.get(name)
         if m is not None:
-            rows.append((x.name, m, _FAIL if m.outcome == "fail" else _ACCENT))
+            rows.append((name_of(*x.place), m, _FAIL if m.outcome == "fail" else _ACCENT))
     if not rows:
         return None
     lower = [(label, view.whole(report, key), _MUTED) for key, label in _BASELINES]
@@ -101,33 +102,38 @@ def _standing(report: Report) -> Plot | None:
         return None
     figure, axes = _canvas([row[0] for row in rows])
     for y, (_, m, colour) in enumerate(rows):
-        _dot(axes, m, y, 100, colour)
+        _limit_mark(axes, m, y, lambda x: 100 * x)
+        _dot(axes, m, y, colour)
     axes.set_xlim(0, 100)
     axes.set_xlabel("right image found first, % of queries")
     described = ", ".join(f"{label} {words.number(m)}" for label, m, _ in rows)
     return Plot(
         "Who finds the right image first",
-        "Recall@1 in the gallery's index. Bars are 95 % intervals; grey rows are for comparison.",
+        "Recall@1 in the gallery's index. Bars are 95 % intervals, upright strokes limits; grey "
+        "rows are for comparison.",
         _svg(figure, "standing", f"Recall at 1: {described}."),
     )
 
 
 def _lost(report: Report) -> Plot | None:
     """Points lost to PyTorch by each file, with the limit."""
-    rows = [(x.name, m) for x in view.files(report) if (m := x.get("recall_at_1_lost")) is not None]
-    rows = [(name, m) for name, m in rows if math.isfinite(m.value)]
+    name_of = view.namer(report)
+    rows = [
+        (name_of(m.device, m.format, m.precision), m)
+        for m in view.finite(report, "recall_at_1_lost")
+    ]
     if not rows:
         return None
     figure, axes = _canvas([name for name, _ in rows])
     axes.axvline(0, color=_MUTED, linewidth=0.9)
     for y, (_, m) in enumerate(rows):
-        _dot(axes, m, y, 100, _FAIL if m.outcome == "fail" else _ACCENT)
-    _limit_lines(axes, [m for _, m in rows], 100)
+        _limit_mark(axes, m, y, lambda x: 100 * x)
+        _dot(axes, m, y, _FAIL if m.outcome == "fail" else _ACCENT)
     axes.set_xlabel("points of Recall@1 lost to PyTorch; less is better")
     described = ", ".join(f"{name} {words.number(m)}" for name, m in rows)
     return Plot(
         "What the export cost",
-        "The same queries, PyTorch less the file. Bars are 95 % intervals, the dashed line the "
+        "The same queries, PyTorch less the file. Bars are 95 % intervals, the upright stroke is the "
         "limit.",
         _svg(figure, "lost", f"Points of recall at 1 lost to PyTorch: {described}."),
     )
@@ -139,16 +145,13 @@ def _latency(report: Report) -> Plot | None:
     if not rows:
         return None
     figure, axes = _canvas(list(rows))
-    medians = _boxes(axes, list(rows.values()), whiskers=(1, 99))
-    lowest, highest = (f(f(v) for v in rows.values()) for f in (min, max))
-    if highest > 15 * lowest:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.xaxis.set_minor_formatter(lambda x, _: "")
+    boxes = _boxes(axes, list(rows.values()), whiskers=(1, 99))
+    if max(x["whishi"] for x in boxes) > 15 * min(x["whislo"] for x in boxes):
+        _log_axis(axes, lambda x, _: f"{x:g}", (1, 2, 5))
     else:
         axes.set_xlim(left=0)
     axes.set_xlabel("ms for one image")
-    described = ", ".join(f"{a} {b:.3g} ms" for a, b in zip(rows, medians, strict=True))
+    described = ", ".join(f"{a} {b['med']:.3g} ms" for a, b in zip(rows, boxes, strict=True))
     return Plot(
         "How long one image takes",
         "Every warm run. Box: the middle half; thick line: the median; whiskers: 1st to 99th "
@@ -157,8 +160,8 @@ def _latency(report: Report) -> Plot | None:
     )
 
 
-#: Distances are drawn no smaller than this: beyond it float32 has nothing to say.
-_CLOSEST = 1e-7
+#: Distances are drawn no smaller than this: closer is a matter of rounding.
+_CLOSEST = 1e-6
 
 
 def _cosine(report: Report) -> Plot | None:
@@ -169,21 +172,19 @@ def _cosine(report: Report) -> Plot | None:
     figure, axes = _canvas(list(rows))
     away = [[max(_CLOSEST, 1 - x) for x in v] for v in rows.values()]
     _boxes(axes, away, whiskers=(0, 100))
-    axes.set_xscale("log")
+    # 0.999 and 0.9999 are far apart in what they do to a ranking, so the axis is one of 1 - cosine.
+    _log_axis(axes, lambda x, _: f"{1 - x:.7f}".rstrip("0").rstrip("."), (1,))
     axes.invert_xaxis()
-    # 0.999 and 0.9999 are far apart in what they do to a ranking, so the axis says 1 - cosine.
-    axes.xaxis.set_major_formatter(lambda x, _: f"{1 - x:.7f}".rstrip("0").rstrip("."))
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
-    limits = [m for x in view.files(report) if (m := x.get("cosine_worst")) is not None]
-    for bound in sorted({m.limit.at_least for m in limits if m.limit and m.limit.at_least}):
-        if bound < 1:
-            axes.axvline(1 - bound, color=_FAIL, linestyle=(0, (4, 3)), linewidth=1)
+    name_of = view.namer(report)
+    limits = {name_of(*x.place): x.get("cosine_worst") for x in view.files(report)}
+    for y, name in enumerate(rows):
+        _limit_mark(axes, limits.get(name), y, lambda x: max(_CLOSEST, 1 - x))
     axes.set_xlabel("cosine to PyTorch's vector; right is better")
     described = ", ".join(f"{name} {min(v):.5g}" for name, v in rows.items())
     return Plot(
         "How far the vectors moved",
         "Each image's vector against PyTorch's. Box: the middle half; whiskers: to the worst and "
-        "the best; the dashed line is the limit on the worst.",
+        "the best; the upright stroke is the limit on the worst.",
         _svg(figure, "cosine", f"Worst cosine: {described}."),
     )
 
@@ -200,7 +201,8 @@ def _canvas(labels: Sequence[str]) -> tuple[Figure, Axes]:
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    axes.set_yticks(range(len(labels)), [words.one_line(x) for x in labels])
+    shown = [x if len(x) <= _LONGEST else f"{x[: _LONGEST - 1]}…" for x in labels]
+    axes.set_yticks(range(len(labels)), shown)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -209,13 +211,13 @@ def _canvas(labels: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _dot(axes: Axes, m: Measurement, y: float, scale: float, colour: str) -> None:
-    """A value with its interval; a failed one is a cross, so that colour is not the only sign."""
+def _dot(axes: Axes, m: Measurement, y: float, colour: str) -> None:
+    """Draws a ratio in per cent with its interval; a failed one is a cross, so that colour is not the only sign."""
     if m.ci is not None and all(math.isfinite(end) for end in m.ci):
-        axes.plot([scale * end for end in m.ci], [y, y], color=colour, linewidth=2.2, alpha=0.55)
+        axes.plot([100 * end for end in m.ci], [y, y], color=colour, linewidth=2.2, alpha=0.55)
     failed = colour == _FAIL
     axes.plot(
-        [scale * m.value],
+        [100 * m.value],
         [y],
         marker="X" if failed else "o",
         markersize=8 if failed else 6.5,
@@ -225,22 +227,19 @@ def _dot(axes: Axes, m: Measurement, y: float, scale: float, colour: str) -> Non
     )
 
 
-def _limit_lines(axes: Axes, measurements: Sequence[Measurement], scale: float) -> None:
-    bounds = {
-        bound
-        for m in measurements
-        if m.limit is not None
-        for bound in (m.limit.at_least, m.limit.at_most)
-        if bound is not None
-    }
-    for bound in sorted(bounds):
-        axes.axvline(scale * bound, color=_FAIL, linestyle=(0, (4, 3)), linewidth=1)
+def _limit_mark(axes: Axes, m: Measurement | None, y: float, at: Callable[[float], float]) -> None:
+    """Draws each bound of the measurement's limit as an upright stroke in its own row."""
+    if m is None or m.limit is None:
+        return
+    for bound in (m.limit.at_least, m.limit.at_most):
+        if bound is not None:
+            axes.plot([at(bound)] * 2, [y - 0.38, y + 0.38], color=_FAIL, linewidth=1.4)
 
 
 def _boxes(
     axes: Axes, rows: Sequence[Sequence[float]], whiskers: tuple[float, float]
-) -> list[float]:
-    """Draws one box per row and returns the medians."""
+) -> list[dict[str, float]]:
+    """The statistics drawn: one box per row."""
     from matplotlib.cbook import boxplot_stats
 
     stats = [boxplot_stats(list(row), whis=whiskers)[0] for row in rows]
@@ -258,18 +257,31 @@ def _boxes(
         capprops=line,
         medianprops={"color": _INK, "linewidth": 2.2},
     )
-    return [float(x["med"]) for x in stats]
+    return stats
 
 
-def _series(report: Report, kind: str, keep: Any) -> Mapping[str, list[float]]:  # noqa: ANN401
+def _log_axis(axes: Axes, label: Callable[[float, int], str], steps: tuple[int, ...]) -> None:
+    """Makes the axis logarithmic, with ticks that leave their labels room."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(label)
+
+
+def _series(
+    report: Report, kind: str, keep: Callable[[float], bool]
+) -> Mapping[str, list[float]]:
     """Name of the file -> its numbers, for the series of one kind that hold any."""
     out: dict[str, list[float]] = {}
+    name_of = view.namer(report)
     for key, values in report.series.items():
         name, _, where = key.partition("|")
         device, *rest = where.rsplit("|", 2)
         numbers = [float(x) for x in values if math.isfinite(x) and keep(x)]
         if name == kind and len(rest) == 2 and numbers:
-            out[words.place(device, *rest)] = numbers
+            out[name_of(device, *rest)] = numbers
     return out
 
 

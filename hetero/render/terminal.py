@@ -61,7 +61,7 @@ def table(report: Report) -> Table:
             for cell in row.cells
         ]
         out.add_row(
-            Text(_words.one_line(row.subject)),
+            Text(row.name),
             *cells,
             Text(row.note, style="dim")
             if row.outcome is None
@@ -83,7 +83,7 @@ def plain(report: Report) -> str:
         ]
         if not pairs:
             continue
-        head = f"{_words.one_line(row.subject)}: {row.outcome or row.note}"
+        head = f"{_words.one_line(_words.place(*row.place))}: {row.outcome or row.note}"
         lines.append("; ".join([head, *pairs]))
     return "\n".join([*lines, *_remarks(report), _verdict.verdict_line(report)])
 

@@ -1,0 +1,244 @@
+"""What sources of picture files share: which files are usable, and who asks whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from hetero._files import canonical_json, write_atomically
+from hetero.data import Images, Skipped, Split, open_set_split
+from hetero.errors import ConfigError, DataError, StorageError
+from hetero.preprocess import decode
+
+#: Of verdicts kept between runs; a change of `decode` that changes verdicts needs a new number.
+_SCHEMA = "hetero.verdicts/1"
+
+#: Size in bytes, time of change in ns, and why the file cannot be used, or "".
+_Verdict = tuple[int, int, str]
+
+
+class Entry(NamedTuple):
+    """A picture file as a source lists it, before anybody has looked inside.
+
+    Attributes:
+        id: Its path relative to the source's folder, forward slashes.
+        label: Its class.
+        split: Where the source says so, else None.
+        role: "query", "gallery" or "both" where the source says so, else "".
+        group: "" for a group of its own.
+    """
+
+    id: str
+    label: str
+    split: Split | None = None
+    role: str = ""
+    group: str = ""
+
+
+def collection(
+    name: str,
+    place: Path,
+    root: Path,
+    entries: Sequence[Entry],
+    skipped: Sequence[Skipped],
+    seed: int,
+) -> Images:
+    """The usable ones of these files as a collection, read from disk when asked for.
+
+    Args:
+        name: For people and messages, for example "folder:photos".
+        place: The folder or table that was named; verdicts on its files are kept under it.
+        root: What the ids are relative to.
+        entries: In any order.
+        skipped: What the source itself passed over.
+        seed: Of the split, where the entries have none.
+
+    Raises:
+        DataError: No file is usable, or all are of one class, or no class has two of them.
+    """
+    refused = unusable(place, root, [entry.id for entry in entries])
+    passed_over = (*skipped, *(Skipped(i, reason) for i, reason in refused.items()))
+    good = sorted(
+        (e for e in entries if e.id not in refused), key=lambda entry: entry.id
+    )
+    labels = [entry.label for entry in good]
+    why = f"; {len(passed_over)} files were skipped" if passed_over else ""
+    if not good:
+        first = (
+            f", first {passed_over[0].path}: {passed_over[0].reason}"
+            if passed_over
+            else ""
+        )
+        raise DataError(f"{name}: no usable picture{why}{first}")
+    if len(set(labels)) == 1:
+        raise DataError(
+            f"{name}: all usable pictures ({len(good)}) are of one class, {labels[0]!r}{why}; "
+            "search needs several classes"
+        )
+    if len(set(labels)) == len(labels):
+        raise DataError(
+            f"{name}: each of the {len(labels)} classes has one picture{why}; "
+            "a query needs another picture of its class to find"
+        )
+    given = {entry.label: entry.split for entry in good if entry.split is not None}
+    splits = with_validation(given, seed) if given else open_set_split(labels, seed)
+    ids = tuple(entry.id for entry in good)
+    grouped = any(entry.group for entry in good)
+    roles = [
+        entry.role or ("both" if grouped or splits[entry.label] == "train" else turn)
+        for entry, turn in zip(good, alternate(ids, labels), strict=True)
+    ]
+    return Images(
+        name=name,
+        ids=ids,
+        labels=tuple(labels),
+        groups=tuple(entry.group or entry.id for entry in good),
+        splits=tuple(splits[label] for label in labels),
+        roles=tuple(roles),
+        read=lambda row: decode(root / ids[row]),
+        skipped=passed_over,
+    )
+
+
+def odd_name(name: str) -> str:
+    """Why a name cannot be an id or a label, or "" if it can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "the name is not UTF-8"
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+        return "the name has a line break or another control character"
+    return ""
+
+
+def printable(name: str) -> str:
+    """The name with what a terminal or a JSON file could not hold written as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def alternate(ids: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """ "gallery" or "query" for each picture, by turns within its class, in order of the ids' hashes.
+
+    A class of one picture is in the gallery, as a distractor; any other class has both.
+    """
+    members: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        members.setdefault(label, []).append(row)
+    roles = [""] * len(ids)
+    for rows in members.values():
+        rows.sort(key=lambda row: hashlib.sha256(ids[row].encode()).digest())
+        for turn, row in enumerate(rows):
+            roles[row] = "query" if turn % 2 else "gallery"
+    return roles
+
+
+def with_validation(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
+    """Class -> split, with about one in seven training classes made "val" if there is none.
+
+    Args:
+        splits: Class -> split as given.
+        seed: Of the choice, by hash of the class name.
+    """
+    train = [label for label, split in splits.items() if split == "train"]
+    if "val" in splits.values():
+        return dict(splits)
+    place = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in train}
+    order = sorted(train, key=place.__getitem__)
+    held = [
+        name for name in order if int.from_bytes(place[name], "big") % 7 == 0
+    ] or order[:1]
+    # Two classes at least are left to learn from.
+    held = held[: max(0, len(train) - 2)]
+    return {name: "val" if name in held else split for name, split in splits.items()}
+
+
+def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Id -> reason, for the files that `decode` refuses.
+
+    Every file is decoded once, by a few threads, and the verdict kept in the user's cache folder
+    with its size and time of change; a later run opens only what is new or changed. What was
+    checked before an interruption is kept too.
+
+    Args:
+        place: The folder or table that was named.
+        root: What the ids are relative to.
+        ids: Relative paths; all UTF-8.
+    """
+    store = _store(place)
+    known = _recall(store)
+    verdicts: dict[str, _Verdict] = {}
+    todo: list[tuple[str, int, int]] = []
+    missing: dict[str, str] = {}
+    for i in ids:
+        try:
+            status = (root / i).stat()
+        except OSError as error:
+            missing[i] = f"cannot be read ({error.strerror})"
+            continue
+        facts = (status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            missing[i] = "not a regular file"
+        elif i in known and known[i][:2] == facts:
+            verdicts[i] = known[i]
+        else:
+            todo.append((i, *facts))
+
+    def judge(file: tuple[str, int, int]) -> _Verdict:
+        i, *facts = file
+        try:
+            decode(root / i)
+        except DataError as error:
+            return (facts[0], facts[1], str(error).removeprefix(f"{root / i}: "))
+        return (facts[0], facts[1], "")
+
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for (i, *_), verdict in zip(todo, pool.map(judge, todo), strict=True):
+                verdicts[i] = verdict
+    finally:
+        if todo:
+            _remember(store, verdicts)
+    return missing | {i: reason for i, (_, _, reason) in verdicts.items() if reason}
+
+
+def _store(place: Path) -> Path:
+    from platformdirs import user_cache_path
+
+    key = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()
+    return user_cache_path("hetero") / "verdicts" / f"{key[:32]}.json"
+
+
+def _recall(store: Path) -> dict[str, _Verdict]:
+    """What an earlier run found; nothing if it ran with another Pillow or left no readable file."""
+    import PIL
+
+    try:
+        kept = json.loads(store.read_bytes())
+        if kept["schema"] != _SCHEMA or kept["pillow"] != PIL.__version__:
+            return {}
+        return {
+            i: (int(s), int(t), str(why)) for i, (s, t, why) in kept["verdicts"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # A cache, not a record: what cannot be read is found out again.
+
+
+def _remember(store: Path, verdicts: Mapping[str, _Verdict]) -> None:
+    import PIL
+
+    kept = {"schema": _SCHEMA, "pillow": PIL.__version__, "verdicts": dict(verdicts)}
+    try:
+        write_atomically(store, canonical_json(kept))
+    except (ConfigError, StorageError, OSError) as error:
+        warnings.warn(
+            f"the pictures will be checked again next time, the cache cannot be written: {error}",
+            stacklevel=2,
+        )

@@ -1,0 +1,186 @@
+"""A folder of pictures with one sub-folder per class: ``folder:PATH``.
+
+Folders below a class folder belong to that class. If the only folders in PATH are ``train``,
+``val`` (or ``validation``) and ``test``, each with class folders, they are the split, and without
+``val`` about one in seven classes of ``train`` takes its place; otherwise classes are split by hash
+of their names. Within a class of val and test, pictures take turns as
+query and gallery, by hash of their paths.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hetero.data import Images, Skipped, Split
+from hetero.data._pictures import Entry, collection, odd_name, printable
+from hetero.errors import DataError
+
+_SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+def source(where: str, seed: int = 0) -> Images:
+    """The pictures below a folder.
+
+    Every file is opened once, to find the unusable ones before training does; see `skipped`.
+
+    Args:
+        where: The folder.
+        seed: Of the split, where the folder has none.
+
+    Raises:
+        DataError: There is no such folder, or it does not hold what the protocol needs.
+    """
+    name, root = f"folder:{where}", Path(where).expanduser()
+    if not where:
+        raise DataError(
+            "folder: no path; write folder:PATH, with one sub-folder per class in PATH"
+        )
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
+        raise DataError(
+            f"{name}: {what}; expected a folder with one sub-folder per class"
+        )
+    walk = _Walk(root)
+    tops, loose = walk.look(root)
+    if not tops:
+        raise DataError(
+            f"{name}: {f'{len(loose)} files but no' if loose else 'empty, no'} class folders; "
+            "put the pictures of each class in a sub-folder of their own: CLASS/PICTURE.jpg"
+        )
+    walk.pass_over(loose, "not in a class folder")
+    if all(top.name.lower() in _SPLIT_FOLDERS for top in tops):
+        return _with_its_split(name, walk, tops, seed)
+    entries = [
+        Entry(i, label) for label, ids in walk.classes(tops).items() for i in ids
+    ]
+    return collection(name, root, root, entries, walk.skipped, seed)
+
+
+def _with_its_split(name: str, walk: _Walk, tops: list[Path], seed: int) -> Images:
+    missing = {"train", "test"} - {_SPLIT_FOLDERS[top.name.lower()] for top in tops}
+    if missing:
+        raise DataError(
+            f"{name}: there is {', '.join(f'{top.name}/' for top in tops)} but no {min(missing)}/; "
+            f"either add it, or name the folder whose classes are to be split: {name}/{tops[0].name}"
+        )
+    entries: list[Entry] = []
+    splits: dict[str, Split] = {}
+    listed = [(top, *walk.look(top)) for top in tops]
+    walk.reserve([folder for _, folders, _ in listed for folder in folders])
+    for top, folders, loose in listed:
+        split = _SPLIT_FOLDERS[top.name.lower()]
+        if not folders:
+            raise DataError(
+                f"{name}: {top.name}/ has no class folders; expected {top.name}/CLASS/"
+            )
+        walk.pass_over(loose, "not in a class folder")
+        found = walk.classes(folders)
+        both = sorted(
+            label for label in found if splits.setdefault(label, split) != split
+        )
+        if both:
+            raise DataError(
+                f"{name}: {len(both)} classes, first {both[0]!r}, are in both "
+                f"{splits[both[0]]}/ and {top.name}/; the open-set protocol tests on classes that "
+                f"training never saw: to have the classes split, name one folder, {name}/train"
+            )
+        entries += [Entry(i, label, split) for label, ids in found.items() for i in ids]
+    return collection(name, walk.root, walk.root, entries, walk.skipped, seed)
+
+
+class _Walk:
+    """One pass over a tree: each folder is entered once, so that links cannot make it endless."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skipped: list[Skipped] = []
+        self._entered = {self._identity(root)}
+        self._reserved: dict[tuple[int, int], Path] = {}
+
+    def look(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Folders and files in a folder, each sorted; what is hidden or broken is passed over."""
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            if folder == self.root:
+                raise DataError(
+                    f"folder:{folder}: cannot be listed ({error.strerror})"
+                ) from error
+            self.pass_over([folder], f"cannot be listed ({error.strerror})")
+            return [], []
+        folders, files = [], []
+        for entry in entries:
+            path = folder / entry.name
+            try:
+                if entry.name.startswith("."):
+                    self.pass_over([path], "hidden")
+                elif entry.is_dir():
+                    folders.append(path)
+                elif entry.is_file():
+                    files.append(path)
+                else:
+                    link = entry.is_symlink()
+                    self.pass_over(
+                        [path], "a broken link" if link else "not a regular file"
+                    )
+            except OSError as error:
+                self.pass_over([path], f"cannot be read ({error.strerror})")
+        return folders, files
+
+    def pass_over(self, paths: list[Path], reason: str) -> None:
+        """Put these on the list of what is not used."""
+        self.skipped += [Skipped(printable(self._id(path)), reason) for path in paths]
+
+    def reserve(self, folders: list[Path]) -> None:
+        """Let class folders be entered as such only, and not through a link in another class."""
+        for folder in sorted(folders, key=lambda path: (path.is_symlink(), path)):
+            self._reserved.setdefault(self._identity(folder), folder)
+
+    def classes(self, folders: list[Path]) -> dict[str, list[str]]:
+        """Label -> ids of all files at any depth, for each of these class folders."""
+        self.reserve(folders)
+        found: dict[str, list[str]] = {}
+        for top in folders:
+            if reason := odd_name(top.name):
+                self.pass_over([top], reason)
+                continue
+            todo, ids = [top], found.setdefault(top.name, [])
+            while todo:
+                folder = todo.pop()
+                try:
+                    identity = self._identity(folder)
+                except OSError as error:
+                    self.pass_over([folder], f"cannot be read ({error.strerror})")
+                    continue
+                if (
+                    identity in self._entered
+                    or self._reserved.get(identity, folder) != folder
+                ):
+                    self.pass_over(
+                        [folder], "a link to a folder that is read elsewhere"
+                    )
+                    continue
+                self._entered.add(identity)
+                deeper, files = self.look(folder)
+                todo += reversed(deeper)
+                for path in files:
+                    if reason := odd_name(self._id(path)):
+                        self.pass_over([path], reason)
+                    else:
+                        ids.append(self._id(path))
+        return {label: ids for label, ids in found.items() if ids}
+
+    def _id(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    @staticmethod
+    def _identity(folder: Path) -> tuple[int, int]:
+        status = folder.stat()
+        return status.st_dev, status.st_ino
