@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from hetero._files import sha256, write_atomically, write_json
+from hetero._files import make_folder, sha256, write_atomically, write_json
 from hetero.devices import _protocol as protocol
 from hetero.devices import _results
 from hetero.devices._types import Device, Link, Plan, RunResult
@@ -61,22 +61,21 @@ def run(
     """
     plan = plan or Plan()
     job = _order(device, model, format, inputs, plan)
-    home = folder / job.folder(device.name)
+    home = make_folder(folder / job.folder(device.name))
     session = _Session(device, job, model, inputs, home, plan, on_event or (lambda _: None))
     with Way(device, folder, plan.reconnect_s) as way:
         try:
             done = session.work(way, resume)
             _results.fetch(way, device, home, job, plan, done, session.greeting[2].dim)
-        except KeyboardInterrupt:
-            way.call(lambda link: link.stop(home.name))
+        except BaseException as error:
+            if way.is_open:
+                way.call(lambda link: link.stop(home.name))
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             raise Interrupted(
                 f"{device.name}: stopped at row {session.rows} of {len(inputs)}; what was measured "
                 f"is in {home}, the same command with --resume goes on from there"
             ) from None
-        except BaseException:
-            if way.is_open:
-                way.call(lambda link: link.stop(home.name))
-            raise
     restarts = session.workers - 1
     return _results.read(device, home, job, session.greeting, done, restarts, session.heat_c)
 
@@ -325,11 +324,11 @@ class _Session:
                 f"{self.model}: {self.hello.runtime} {self.hello.runtime_version} crashes on it "
                 f"({crash}); the file is damaged, or this runtime has a fault"
             )
-        last = " ".join(said.split()[-30:]) or " ".join(self.reader.chatter[-1:]) or "none"
+        last = f"Fatal Python error: {crash}" if crash else " ".join(said.split()[-30:])
         return DeviceError(
             self.device.name,
             f"its worker failed {self.plan.restarts + 1} times, last at row {self.rows} of "
-            f"{len(self.inputs)}: {reason}; its last words: {last}",
+            f"{len(self.inputs)}: {reason}; its last words: {last or 'none'}",
         )
 
     def _stderr(self, way: Way) -> str:

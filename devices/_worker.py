@@ -18,6 +18,7 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -70,6 +71,16 @@ def write_all(handle: int, data: bytes) -> None:
     """Write every byte; a full disk takes a part first and refuses only the next time."""
     while data:
         data = data[os.write(handle, data) :]
+
+
+def sha256(path: str) -> str:
+    """Hexadecimal SHA-256 of a file; of none, where it is not there."""
+    digest = hashlib.sha256()
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            for part in iter(lambda: file.read(1 << 20), b""):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 class Log:
@@ -248,12 +259,7 @@ class Run:
 
     def file(self, what: dict[str, Any]) -> str:
         """The path of a file of the job, once its content is known to be what the host meant."""
-        digest = hashlib.sha256()
-        if os.path.exists(what["file"]):
-            with open(what["file"], "rb") as file:
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
-        if digest.hexdigest() != what["sha256"]:
+        if sha256(what["file"]) != what["sha256"]:
             raise RefusedError("file-torn", f"{what['file']} is missing or not what was sent")
         return str(what["file"])
 
@@ -267,8 +273,7 @@ class Run:
         what = {"runtime": job["runtime"], "runtime_version": version, "threads": job["threads"]}
         self.log("hello", **me, **what, **machine(), governor=telemetry()["governor"])
         path, shape = self.file(job["model"]), about["shape"]
-        dtype = np.dtype(about["dtype"]).newbyteorder("<")
-        self.inputs = np.memmap(self.file(about), dtype, "r", shape=tuple(shape))
+        self.inputs, self.count = os.open(self.file(about), os.O_RDONLY), shape[0]
         began = time.perf_counter_ns()
         with refused("model-refused"):
             self.model = RUNTIMES[job["runtime"]](path, job["threads"])
@@ -296,9 +301,14 @@ class Run:
         self.log("first", ns=ns, **about_first)
 
     def block(self, row: int) -> np.ndarray:
-        """The inputs of one call, copied; at the end the last row fills a fixed batch up."""
-        last = len(self.inputs) - 1
-        return np.array(self.inputs[[min(i, last) for i in range(row, row + self.batch)]])
+        """The inputs of one call; at the end the last row fills a fixed batch up."""
+        # Read, not mapped: the inputs must not count as memory that the model needs.
+        dtype = np.dtype(self.job["inputs"]["dtype"]).newbyteorder("<")
+        shape = self.job["inputs"]["shape"][1:]
+        size = dtype.itemsize * math.prod(shape)
+        rows = (min(i, self.count - 1) for i in range(row, row + self.batch))
+        data = b"".join(os.pread(self.inputs, size, i * size) for i in rows)
+        return np.frombuffer(data, dtype).reshape(self.batch, *shape)
 
     def infer(self, block: np.ndarray) -> tuple[np.ndarray, int]:
         """The float32 rows of one call, and its time."""
@@ -318,7 +328,7 @@ class Run:
         self.out, self.lat = (
             os.open(x, os.O_RDWR | os.O_CREAT, 0o644) for x in ("out.bin", "lat.bin")
         )
-        count, row_bytes = len(self.inputs), 4 * self.dim
+        count, row_bytes = self.count, 4 * self.dim
         times = os.fstat(self.lat).st_size // 8
         rows = min(os.fstat(self.out).st_size // row_bytes, times, count)
         self.rows = rows if rows == count else rows - rows % self.batch
@@ -331,11 +341,11 @@ class Run:
     def embed(self) -> None:
         """Every row that is not there yet: its bytes, then its time, then its event."""
         self.phase = "embed"
-        for row in range(self.rows, len(self.inputs), self.batch):
+        for row in range(self.rows, self.count, self.batch):
             self.must_go_on()
             with refused("run-failed", f"row {row}: "):
                 rows, ns = self.infer(self.block(row))
-            count = min(self.batch, len(self.inputs) - row)
+            count = min(self.batch, self.count - row)
             write_all(self.out, rows[:count].tobytes())
             write_all(self.lat, ns.to_bytes(8, "little") * count)
             self.rows = row + count
@@ -357,7 +367,7 @@ class Run:
         ):
             model(block)
             warm += 1
-        kept = np.frombuffer(os.pread(self.lat, self.runs * 8, len(self.inputs) * 8), "<i8")
+        kept = np.frombuffer(os.pread(self.lat, self.runs * 8, self.count * 8), "<i8")
         spent_ns = int(kept.sum())
         self.log("bench", warmup_runs=warm, runs=self.runs)
         self.log("telemetry", **telemetry())
@@ -380,9 +390,8 @@ class Run:
         signed = {"rows": self.rows, "dim": self.dim, "runs": self.runs}
         for name, handle in (("out", self.out), ("lat", self.lat)):
             os.fsync(handle)
-            data = os.pread(handle, os.fstat(handle).st_size, 0)
-            signed[f"{name}_bytes"] = len(data)
-            signed[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
+            signed[f"{name}_bytes"] = os.fstat(handle).st_size
+            signed[f"{name}_sha256"] = sha256(f"{name}.bin")
         self.log("done", **signed, peak_memory_bytes=usage()[0], **disturbances)
 
 

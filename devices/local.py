@@ -30,7 +30,7 @@ WORKER = Path(__file__).with_name("_worker.py")
 CHUNK_BYTES = 1 << 20
 PROBE_TIMEOUT_S = 120.0
 #: How long a worker may take to see its stop file; a single inference may be running.
-STOP_S = 3.0
+STOP_S = 2.0
 
 
 @dataclass(frozen=True)

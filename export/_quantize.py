@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +23,9 @@ from hetero.bundle import Bundle
 from hetero.errors import ExportError
 from hetero.export._job import ConvertJob, Runner
 from hetero.models import mobilenet
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +114,13 @@ def calibration_of(job: ConvertJob, net: nn.Module) -> Calibration:
 
 
 def best_of(
-    candidates: Mapping[str, Path], load: Callable[[Path], Runner], calibration: Calibration
+    candidates: Mapping[str, T], load: Callable[[T], Runner], calibration: Calibration
 ) -> tuple[str, dict[str, float]]:
     """Name of the candidate nearest to PyTorch on held-out pictures, and each one's mean cosine.
 
     Args:
-        candidates: Way of choosing ranges -> a file written with it.
-        load: The format's.
+        candidates: Way of choosing ranges -> a model made with it: bytes, a path.
+        load: Opens such a model.
         calibration: The held-out pictures and PyTorch's vectors.
 
     Raises:
@@ -126,8 +128,8 @@ def best_of(
     """
     right = calibration.vectors.astype(np.float64)
     means: dict[str, float] = {}
-    for name, path in candidates.items():
-        with load(path) as runner:
+    for name, model in candidates.items():
+        with load(model) as runner:
             rows = runner(calibration.held_out).astype(np.float64)
         lengths = np.linalg.norm(rows, axis=1)
         if rows.shape == right.shape and np.isfinite(rows).all() and lengths.min() > 0:

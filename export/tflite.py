@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from jaxtyping import Float32
 
 from hetero._files import canonical_json, write_atomically
 from hetero.errors import BundleError, require
+from hetero.export import _seal
 from hetero.export._job import ConvertJob, Facts, Runner, in_batches
 
 EXTRA = "tflite"
@@ -29,6 +29,8 @@ RUNS_HERE = ""
 
 #: Name of the metadata buffer that holds our texts as JSON.
 METADATA = b"hetero"
+
+_IDENTIFIER = b"TFL3"
 
 #: Operators that do the work; what lies before the first or after the last stays float in int8.
 _WEIGHTY = frozenset(
@@ -63,12 +65,14 @@ def convert(job: ConvertJob) -> Facts:
         model = _half(model)
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
-        candidates = {}
-        for name, ranges in _ranges(model, calibration.fit, job.threads).items():
-            candidates[name] = job.output.with_name(f"{name}{SUFFIX}")
-            candidates[name].write_bytes(_int8(model, calibration.fit[: job.batch], ranges))
-        best, means = _quantize.best_of(candidates, load, calibration)
-        model = candidates[best].read_bytes()
+        candidates = {
+            name: _int8(model, calibration.fit[: job.batch], ranges)
+            for name, ranges in _ranges(model, calibration.fit, job.threads).items()
+        }
+        best, means = _quantize.best_of(
+            candidates, lambda raw: _Interpreter(raw, "candidate", job.threads), calibration
+        )
+        model = candidates[best]
         facts |= {"ranges": best}
         facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
     write_atomically(job.output, _finished(model, job))
@@ -252,7 +256,7 @@ def _finished(model: bytes, job: ConvertJob) -> bytes:
             return int(schema.BufferEnd(builder))
 
     texts = schema.BufferT()
-    texts.data = np.frombuffer(canonical_json(dict(job.metadata)).encode(), dtype=np.uint8)
+    texts.data = np.frombuffer(canonical_json({**job.metadata, _seal.KEY: _seal.BLANK}).encode(), dtype=np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = METADATA, len(graph.buffers)
     graph.metadata = [*(graph.metadata or []), entry]
@@ -270,8 +274,8 @@ def _finished(model: bytes, job: ConvertJob) -> bytes:
     ):
         side[0].name = main.tensors[int(ends[0])].name = name
     builder = flatbuffers.Builder(len(model) + 4096)
-    builder.Finish(graph.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    builder.Finish(graph.Pack(builder), file_identifier=_IDENTIFIER)
+    return _seal.seal(bytes(builder.Output()))
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -282,51 +286,39 @@ def metadata(path: Path) -> dict[str, str]:
         MissingExtraError: The runtime is not installed.
     """
     schema = require("ai_edge_litert.schema_py_generated", EXTRA)
-    raw = _bytes(path)
-    try:
-        model = schema.Model.GetRootAs(raw, 0)
-        for at in range(model.MetadataLength()):
-            entry = model.Metadata(at)
-            if entry.Name() == METADATA:
-                found = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
-                return {str(k): str(v) for k, v in found.items()}
-    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: not a whole TFLite file ({error}); export it again") from error
-    return {}
+    model = schema.Model.GetRootAs(_seal.read(path, "a TFLite"), 0)
+    for at in range(model.MetadataLength()):
+        entry = model.Metadata(at)
+        if entry.Name() == METADATA:
+            found = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return {k: v for k, v in found.items() if k != _seal.KEY}
+    raise BundleError(f"{path}: a TFLite file without our metadata; export it again")
 
 
-def _bytes(path: Path) -> bytes:
-    """The file's bytes, if they may be a TFLite model.
-
-    Raises:
-        BundleError: It cannot be read, or does not begin as TFLite files do.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
-    if raw[4:8] != b"TFL3":
-        raise BundleError(
-            f"{path}: not a TFLite file ({len(raw)} bytes without the mark TFL3); export it again"
-        )
-    return raw
+def _refused(name: str, error: Exception) -> BundleError:
+    line = " ".join(str(error).split())[:200]
+    return BundleError(f"{name}: LiteRT refuses it ({line}); export it again")
 
 
 class _Interpreter:
     """A Runner on LiteRT's CPU interpreter."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, raw: bytes, name: str, threads: int) -> None:
         runtime = require("ai_edge_litert.interpreter", EXTRA)
         self.runtime = f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
-        self._path = path
+        self._name = name
         try:
-            self._run = runtime.Interpreter(model_content=_bytes(path), num_threads=threads)
+            self._run = runtime.Interpreter(model_content=raw, num_threads=threads)
             self._run.allocate_tensors()
-            (entry,), (out,) = self._run.get_input_details(), self._run.get_output_details()
         except (ValueError, RuntimeError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise BundleError(f"{path}: LiteRT refuses it ({line}); export it again") from error
-        self._in, self._out = entry, out
+            raise _refused(name, error) from error
+        ends = (self._run.get_input_details(), self._run.get_output_details())
+        if [len(e) for e in ends] != [1, 1] or ends[0][0]["dtype"] not in (np.uint8, np.float32):
+            raise BundleError(
+                f"{name}: not an embedding model: expected one input, uint8 or float32, and one "
+                f"output, got {len(ends[0])} and {len(ends[1])}"
+            )
+        self._in, self._out = ends[0][0], ends[1][0]
 
     def __enter__(self) -> Runner:
         return self
@@ -343,13 +335,15 @@ class _Interpreter:
         shape = tuple(int(x) for x in self._in["shape"])
 
         def one(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            self._run.set_tensor(self._in["index"], batch)
-            self._run.invoke()
-            # A copy: LiteRT's arrays change with the next call.
-            rows: np.ndarray[Any, Any] = self._run.get_tensor(self._out["index"]).copy()
+            try:
+                self._run.set_tensor(self._in["index"], batch)
+                self._run.invoke()
+            except (ValueError, RuntimeError) as error:
+                raise _refused(self._name, error) from error
+            rows: np.ndarray[Any, Any] = self._run.get_tensor(self._out["index"])
             return rows
 
-        return in_batches(one, inputs, shape, np.dtype(self._in["dtype"]), str(self._path))
+        return in_batches(one, inputs, shape, np.dtype(self._in["dtype"]), self._name)
 
 
 def load(path: Path, threads: int = 1) -> Runner:
@@ -359,4 +353,4 @@ def load(path: Path, threads: int = 1) -> Runner:
         BundleError: The file is missing, torn or not a TFLite model.
         MissingExtraError: LiteRT is not installed.
     """
-    return _Interpreter(path, threads)
+    return _Interpreter(_seal.read(path, "a TFLite"), str(path), threads)

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import traceback
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,9 +82,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except HeteroError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -153,8 +153,10 @@ def _bundle(root: Path, role: str = "") -> Bundle:
     return bundle
 
 
-def _finish(report: Report, output: Path, as_json: bool, quiet: bool) -> None:
-    """Show a report and exit with its verdict's code."""
+def _finish(
+    report: Report, output: Path, as_json: bool, quiet: bool, judged: bool = True
+) -> None:
+    """Show a report and exit with its verdict's code, or with 0 where nothing was to be judged."""
     from rich.console import Console
 
     from hetero.render import terminal
@@ -166,7 +168,7 @@ def _finish(report: Report, output: Path, as_json: bool, quiet: bool) -> None:
         terminal.show(report, Console(highlight=False))
         if not quiet:
             print(f"report: {output / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[report.verdict])
+    raise typer.Exit(EXIT_CODES[report.verdict] if judged else 0)
 
 
 def _show_bundle(bundle: Bundle, as_json: bool) -> None:
@@ -239,8 +241,6 @@ def train_gallery_command(
     if head not in ("cosine", "arcface"):
         raise ConfigError(f"--head {head!r}: there are cosine and arcface")
     known = models.pretrained_preprocess(backbone) or Preprocess(32)
-    from dataclasses import replace
-
     bundle = train_gallery(
         workflow.load_images(data),
         GalleryRecipe(backbone, dim, "arcface" if head == "arcface" else "cosine"),
@@ -416,7 +416,7 @@ def bench(
         command=_command(),
     )
     report = workflow.bench(_bundle(bundle), output, options, reporter=_reporter(quiet))
-    _finish(report, output, json_, quiet)
+    _finish(report, output, json_, quiet, judged=limits is not None)
 
 
 @app.command()

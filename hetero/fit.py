@@ -29,6 +29,9 @@ from hetero.progress import Reporter
 
 CHECKPOINT = "checkpoint.pt"
 
+#: Steps before which nothing is concluded from a model in evaluation mode.
+SETTLED_STEPS = 50
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -218,7 +221,7 @@ def fit(
             found = validate(objective.net)
             history.append(Epoch(epoch + 1, mean_loss, found.score, speed))
             bar.advance(0, f"loss {mean_loss:.3f}  R@1 {found.score:.3f}  {speed:.0f} images/s")
-            _watch(what, epoch + 1, settings, found)
+            _watch(what, epoch + 1, (epoch + 1) * steps, settings, found)
             save(epoch + 1, 0)
     objective.net.eval()
     if accelerator.is_main_process:
@@ -226,16 +229,17 @@ def fit(
     return tuple(history)
 
 
-def _watch(what: str, epoch: int, settings: Settings, found: Check) -> None:
+def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) -> None:
     """Stops a run that cannot end well, early enough to save its user the wait."""
-    if found.spread < 1e-3:
+    # Batch norm's running statistics need some tens of steps before evaluation mode means anything.
+    if found.spread < 1e-3 and steps >= SETTLED_STEPS:
         raise TrainingError(
             f"{what}: after epoch {epoch} all embeddings fall on one point (mean cosine "
             f"{1 - found.spread:.4f}); the run collapsed: lower --lr or change the method"
         )
     # A tenth of the schedule is warm-up; three epochs are needed to see anything on few pictures.
-    enough = epoch >= max(3, math.ceil(0.25 * settings.epochs))
-    if enough and epoch > 1 and found.score <= 2 * found.chance and not settings.keep_going:
+    enough = epoch >= max(3, math.ceil(0.25 * settings.epochs)) and steps >= SETTLED_STEPS
+    if enough and found.score <= 2 * found.chance and not settings.keep_going:
         raise TrainingError(
             f"{what}: after {epoch} epochs search is at chance (R@1 {found.score:.4f}, chance "
             f"{found.chance:.4f}); the method or the data does not lead into the gallery's space. "

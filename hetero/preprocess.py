@@ -72,12 +72,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not isinstance(self.size_px, int) or not 8 <= self.size_px <= 4096:
-            raise ConfigError(
-                f"preprocess: size_px must be 8 to 4096, got {self.size_px!r}"
-            )
+            raise ConfigError(f"preprocess: size_px must be 8 to 4096, got {self.size_px!r}")
         if self.resize not in get_args(Resize):
             raise ConfigError(
-                f"preprocess: unknown resize {self.resize!r}; there are {', '.join(get_args(Resize))}"
+                f"preprocess: unknown resize {self.resize!r}; "
+                f"there are {', '.join(get_args(Resize))}"
             )
         if self.fit not in get_args(Fit):
             raise ConfigError(
@@ -132,14 +131,10 @@ class Preprocess:
             left, top = (width - side) // 2, (height - side) // 2
             box = (left, top, left + side, top + side)
         kernel = Image.Resampling[self.resize.upper()]
-        picture = Image.fromarray(rgb).resize(
-            (self.size_px, self.size_px), kernel, box=box
-        )
+        picture = Image.fromarray(rgb).resize((self.size_px, self.size_px), kernel, box=box)
         return np.asarray(picture)
 
-    def tensor(
-        self, pixels: UInt8[np.ndarray, "n h w 3"]
-    ) -> Float32[np.ndarray, "n 3 h w"]:
+    def tensor(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n 3 h w"]:
         """Normalised input, NCHW, float32: (x/255 - mean) / std per channel."""
         mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
         nhwc = (pixels.astype(np.float32) / np.float32(255) - mean) / std
@@ -165,9 +160,7 @@ def decode(source: bytes | Path) -> UInt8[np.ndarray, "h w 3"]:
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         stream = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
     except OSError as error:
-        raise DataError(
-            f"{name}: cannot be read ({error.strerror or error})"
-        ) from error
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
     try:
         with stream, Image.open(stream) as opened:
             if opened.format in _PROGRAMS:
@@ -179,31 +172,37 @@ def decode(source: bytes | Path) -> UInt8[np.ndarray, "h w 3"]:
                     f"{name}: {opened.width}x{opened.height} pixels is more than {MAX_PIXELS}"
                 )
             opened.load()
-            return _rgb(name, opened, opened.getexif().get(_ORIENTATION, 1))
+            return _rgb(name, opened)
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         what = "not a picture that can be read" if size else "the file is empty"
         raise DataError(f"{name}: {what}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{name}: its header claims too many pixels ({error})"
-        ) from error
+        raise DataError(f"{name}: its header claims too many pixels ({error})") from error
     except Exception as error:  # on a damaged file a decoder may raise anything
-        raise DataError(
-            f"{name}: cannot be decoded ({error or type(error).__name__})"
-        ) from error
+        raise DataError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _rgb(
-    name: str, loaded: Image.Image, orientation: object
-) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(loaded: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF block says; as it is, if that is damaged.
+
+    Pillow's exif_transpose also rewrites the block, and fails on damage that does not matter here.
+    """
+    from PIL import Image
+
+    try:
+        turn = _UPRIGHT.get(loaded.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged block may raise anything, and the pixels are sound
+        return loaded
+    return loaded.transpose(Image.Transpose[turn]) if turn else loaded
+
+
+def _rgb(name: str, loaded: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """A loaded picture of any mode as RGB, turned upright."""
     from PIL import Image
 
-    # Pillow's exif_transpose also rewrites the EXIF block, and fails if that is damaged.
-    turn = _UPRIGHT.get(orientation)
-    picture = loaded.transpose(Image.Transpose[turn]) if turn else loaded
+    picture = _upright(loaded)
     if picture.mode == "F":
         raise DataError(f"{name}: floating-point pixels; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):

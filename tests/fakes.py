@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,9 @@ def write_tflite(path: Path, *, dtype: str = "uint8") -> Path:
     model.buffers, model.operatorCodes, model.subgraphs = [tfl.BufferT()], [], [graph]
     graph.name, graph.tensors, graph.operators = "main", [], []
 
-    def tensor(name: str, shape: tuple[int, ...], type_: int, data: bytes = b"", q: Any = None) -> int:
+    def tensor(
+        name: str, shape: tuple[int, ...], type_: int, data: bytes = b"", q: Any = None
+    ) -> int:
         one = tfl.TensorT()
         one.name, one.shape, one.type, one.buffer = name, list(shape), type_, 0
         if data:
@@ -132,7 +135,7 @@ def tiny_codes() -> np.ndarray:
 
 #: Stands in for onnxruntime in a worker's process when its folder comes first in PYTHONPATH.
 #: FAKE_RUNTIME says what it does at which call; call 0 is the first inference, row i is call i + 1.
-FAKE_RUNTIME = '''
+FAKE_RUNTIME = """
 import json, os, sys, time
 import numpy as np
 
@@ -179,7 +182,7 @@ class InferenceSession:
         misbehave(self.calls)
         self.calls += 1
         return [feed["pixels"].reshape(1, -1)[:, :3].astype(np.float32)]
-'''
+"""
 
 
 def fake_answers(inputs: np.ndarray) -> np.ndarray:
@@ -191,7 +194,8 @@ def put_fake_runtime(folder: Path, **fault: Any) -> dict[str, str]:
     """The environment in which a worker imports the fake runtime, with one fault."""
     folder.mkdir(exist_ok=True)
     (folder / "onnxruntime.py").write_text(FAKE_RUNTIME)
-    return {"PYTHONPATH": str(folder), "FAKE_RUNTIME": json.dumps(fault)}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    return {"PYTHONPATH": path, "FAKE_RUNTIME": json.dumps(fault)}
 
 
 # -- a device that does not exist -----------------------------------------------------------------
@@ -287,7 +291,9 @@ HELLO: dict[str, Any] = {
 }
 
 
-def transcript(outputs: np.ndarray, runs: int = 3, *, start: int = 0, **changed: Any) -> list[bytes]:
+def transcript(
+    outputs: np.ndarray, runs: int = 3, *, start: int = 0, **changed: Any
+) -> list[bytes]:
     """What a worker says that gives `outputs`; `changed` are fields of its "done"."""
     out, lat = raw_files(outputs, runs).values()
     done = {

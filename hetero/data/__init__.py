@@ -1,7 +1,7 @@
 """Where pictures come from: a list of what is there, its split, and a way to read it.
 
-A source is a module of this folder with ``source(where, seed) -> Images``; the command line names it as
-``NAME`` or ``NAME:WHERE``: ``emoji``, ``folder:photos/``, ``manifest:list.csv``.
+A source is a module of this folder with ``source(where, seed) -> Images``; the command line names
+it as ``NAME`` or ``NAME:WHERE``: ``emoji``, ``folder:photos/``, ``manifest:list.csv``.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class Images:
         n = len(self.ids)
         for name in ("labels", "groups", "splits", "roles"):
             if len(getattr(self, name)) != n:
-                raise DataError(
-                    f"{self.name}: {len(getattr(self, name))} {name} for {n} ids"
-                )
+                raise DataError(f"{self.name}: {len(getattr(self, name))} {name} for {n} ids")
         if n == 0:
             why = f"; {len(self.skipped)} files were skipped" if self.skipped else ""
             raise DataError(f"{self.name}: no usable picture{why}")
@@ -106,9 +104,7 @@ class Images:
         """SHA-256 of ids, labels, groups, splits and roles: the split's checksum."""
         table = [
             list(r)
-            for r in zip(
-                self.ids, self.labels, self.groups, self.splits, self.roles, strict=True
-            )
+            for r in zip(self.ids, self.labels, self.groups, self.splits, self.roles, strict=True)
         ]
         return hashlib.sha256(canonical_json(table).encode()).hexdigest()
 
@@ -130,19 +126,12 @@ class Images:
         Raises:
             DataError: A picture can no longer be read.
         """
-        out = np.empty(
-            (len(rows), preprocess.size_px, preprocess.size_px, 3), dtype=np.uint8
-        )
+        out = np.empty((len(rows), preprocess.size_px, preprocess.size_px, 3), dtype=np.uint8)
 
         def one(item: tuple[int, int]) -> None:
             at, row = item
             rgb = self.read(row)
-            if (
-                rgb.dtype != np.uint8
-                or rgb.ndim != 3
-                or rgb.shape[2] != 3
-                or not rgb.size
-            ):
+            if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
                 raise DataError(
                     f"{self.name}: {self.ids[row]!r} was read as {rgb.dtype} {rgb.shape}; "
                     "expected uint8 (height, width, 3)"

@@ -1,9 +1,10 @@
 """Rebuilds the pictures that ``hetero.data.emoji`` reads: ``python -m hetero.data._build_emoji``.
 
-Nine openly licensed, not share-alike emoji designs come as npm packages of pinned versions, fetched
-with the ``npm`` client; ``resvg-py`` renders their drawings. A class is a Unicode emoji. Left out are
-skin tones and joined sequences (most designs draw many of them alike), flags of regions, drawings
-that are the same for two classes, and classes with fewer than `LEAST_DESIGNS` designs.
+Nine openly licensed emoji designs, none share-alike, come as npm packages of pinned versions,
+fetched with the ``npm`` client; ``resvg-py`` renders their drawings. A class is a Unicode emoji.
+Left out are skin tones and joined sequences (most designs draw many of them alike), flags of
+regions, drawings that are the same for two classes, and classes with fewer than `LEAST_DESIGNS`
+designs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hetero._files import canonical_json, write_atomically
+from hetero.data._emoji_designs import DESIGNS, Design, notice
 from hetero.data.emoji import class_split
 from hetero.errors import ConfigError, DataError, require
 
@@ -36,38 +37,6 @@ OVERSAMPLING = 4
 LEAST_DESIGNS = 5
 WEBP_QUALITY = 82
 
-
-@dataclass(frozen=True)
-class Design:
-    """One set of drawings.
-
-    Attributes:
-        name: As in picture ids.
-        package: npm package below ``@iconify-json/``.
-        version: The version this file was last run with.
-        family: Designs of one family share drawings.
-        licence: SPDX name that the package declares; anything else stops the build.
-    """
-
-    name: str
-    package: str
-    version: str
-    family: str
-    licence: str
-
-
-DESIGNS = (
-    Design("emojione", "emojione", "1.2.3", "emojione", "CC-BY-4.0"),
-    Design("emojione-mono", "emojione-monotone", "1.2.1", "emojione", "CC-BY-4.0"),
-    Design("fluent", "fluent-emoji", "1.2.7", "fluent", "MIT"),
-    Design("fluent-flat", "fluent-emoji-flat", "1.2.6", "fluent", "MIT"),
-    Design("fluent-hc", "fluent-emoji-high-contrast", "1.2.6", "fluent", "MIT"),
-    Design("fxemoji", "fxemoji", "1.2.2", "fxemoji", "Apache-2.0"),
-    Design("noto", "noto", "1.2.9", "noto", "Apache-2.0"),
-    Design("noto-v1", "noto-v1", "1.2.5", "noto-v1", "Apache-2.0"),
-    Design("twemoji", "twemoji", "1.2.5", "twemoji", "CC-BY-4.0"),
-)
-
 #: Whose names and groups stand for a class, the first that has it; they also give the code points.
 NAMED_BY = ("noto", "twemoji", "fluent-flat", "fluent-hc")
 
@@ -75,41 +44,12 @@ NAMED_BY = ("noto", "twemoji", "fluent-flat", "fluent-hc")
 FXEMOJI_NAMES = {
     **{name: f"{name}face" for name in ("cat", "dog", "mouse", "pig", "tiger")},
     **{
-        f"{name}side": name
-        for name in ("cat", "dog", "dragon", "leopard", "mouse", "pig", "tiger")
+        f"{name}side": name for name in ("cat", "dog", "dragon", "leopard", "mouse", "pig", "tiger")
     },
     "bunny": "rabbitface",
     "bunnyside": "rabbit",
     **dict.fromkeys(("compression", "keyboard", "kiss", "tramcar", "window"), ""),
 }
-
-#: What the makers ask to be named beside the author that the package states.
-HOLDERS = {
-    "emojione": " and the contributors of EmojiTwo, which continues EmojiOne 2",
-    "twemoji": ", Inc and other contributors",
-}
-
-LICENCE_TEXTS = """\
-CC-BY-4.0 is the Creative Commons Attribution 4.0 International licence; Apache-2.0 is the Apache
-License, Version 2.0, whose text is in the LICENSE file of this project. They disclaim warranties.
-
-MIT, for the fluent designs: Copyright (c) Microsoft Corporation.
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
-associated documentation files (the "Software"), to deal in the Software without restriction,
-including without limitation the rights to use, copy, modify, merge, publish, distribute,
-sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
-furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial
-portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
-NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
-NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
-OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
-CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 
 Pack = Mapping[str, Any]
 
@@ -127,9 +67,7 @@ def fetch(design: Design, folder: Path) -> Pack:
     wanted = f"@iconify-json/{design.package}@{design.version}"
     command = ["npm", "pack", "--silent", wanted, "--pack-destination", str(folder)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=600
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     except FileNotFoundError as error:
         raise ConfigError("npm is not installed; it fetches the drawings") from error
     except subprocess.CalledProcessError as error:
@@ -178,9 +116,7 @@ def codes_of(design: Design, packs: Mapping[str, Pack]) -> dict[str, str]:
                 by_name.setdefault(_plain(name), code)
     for code in sorted(set(by_name.values())):
         if "-" not in code:
-            by_name.setdefault(
-                _plain(unicodedata.name(chr(int(code, 16)), code).lower()), code
-            )
+            by_name.setdefault(_plain(unicodedata.name(chr(int(code, 16)), code).lower()), code)
     for other in NAMED_BY:
         for name, alias in packs[other]["icons"].get("aliases", {}).items():
             # A turned or mirrored alias is another emoji.
@@ -195,11 +131,7 @@ def codes_of(design: Design, packs: Mapping[str, Pack]) -> dict[str, str]:
     used = set(found.values())
     for name, alias in sorted(icons.get("aliases", {}).items()):
         # A drawing that has a place under its own name stands for that emoji alone.
-        if (
-            set(alias) == {"parent"}
-            and alias["parent"] not in used
-            and _plain(name) in by_name
-        ):
+        if set(alias) == {"parent"} and alias["parent"] not in used and _plain(name) in by_name:
             found.setdefault(by_name[_plain(name)], name)
     return found
 
@@ -262,12 +194,8 @@ def drawings(
             if len(group) == 1:
                 found[group[0][0]][name] = group[0][1]
         same = sum(len(group) for group in alike.values() if len(group) > 1)
-        print(
-            f"{name}: {len(alike)} drawings, {same} left out because they stand for two emoji"
-        )
-    return {
-        code: found[code] for code in sorted(found) if len(found[code]) >= LEAST_DESIGNS
-    }
+        print(f"{name}: {len(alike)} drawings, {same} left out because they stand for two emoji")
+    return {code: found[code] for code in sorted(found) if len(found[code]) >= LEAST_DESIGNS}
 
 
 def _described(code: str, packs: Mapping[str, Pack]) -> Iterator[str]:
@@ -279,27 +207,6 @@ def _described(code: str, packs: Mapping[str, Pack]) -> Iterator[str]:
     yield name
     groups = packs[by]["metadata"]["categories"]
     yield next((group for group, names in sorted(groups.items()) if name in names), "")
-
-
-def notice(packs: Mapping[str, Pack]) -> str:
-    """The attributions that the licences ask for, from what the packages say of themselves."""
-    lines = [
-        "The pictures in emoji.webp are by the makers of nine emoji designs. They were rendered from",
-        f"the vector drawings on white, downscaled to {TILE_PX} x {TILE_PX} pixels and recompressed;",
-        "nothing else was changed. No maker endorses this use.",
-        "",
-    ]
-    for design in DESIGNS:
-        info = packs[design.name]["info"]
-        author, licence = info["author"], info["license"]
-        lines += [
-            f"{design.name}: {info['name']}",
-            f"  by {author['name']}{HOLDERS.get(design.family, '')}, {author['url']}",
-            f"  {licence['spdx']}, {licence['url']}",
-            f"  from the npm package @iconify-json/{design.package} {design.version}",
-            "",
-        ]
-    return "\n".join([*lines, LICENCE_TEXTS])
 
 
 def build(output: Path) -> None:
@@ -326,11 +233,7 @@ def build(output: Path) -> None:
         top, left = (TILE_PX * at for at in divmod(place, TILES_PER_ROW))
         sheet[top : top + TILE_PX, left : left + TILE_PX] = picture
     classes = [[code, *_described(code, packs), class_split(code)] for code in found]
-    double = [
-        n
-        for n, count in Counter(name for _, name, _, _ in classes).items()
-        if count > 1
-    ]
+    double = [n for n, count in Counter(name for _, name, _, _ in classes).items() if count > 1]
     if double:
         raise DataError(f"emoji: {double[0]!r} names more than one class")
     table = {
@@ -344,21 +247,20 @@ def build(output: Path) -> None:
     }
     packed = io.BytesIO()
     Image.fromarray(sheet).save(packed, "WEBP", quality=WEBP_QUALITY, method=6)
-    write_atomically(output / "NOTICE", notice(packs))
+    write_atomically(
+        output / "NOTICE",
+        notice({name: pack["info"] for name, pack in packs.items()}, TILE_PX),
+    )
     write_atomically(output / "emoji.webp", packed.getvalue())
     write_atomically(output / "emoji.json", canonical_json(table) + "\n")
     split = Counter(entry[3] for entry in classes)
-    print(
-        f"{len(classes)} classes {dict(split)}, {len(tiles)} pictures, {packed.tell()} bytes"
-    )
+    print(f"{len(classes)} classes {dict(split)}, {len(tiles)} pictures, {packed.tell()} bytes")
 
 
 def main() -> None:
     """Nothing; builds the sheet in the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m hetero.data._build_emoji")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the three files"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the three files")
     build(parser.parse_args().output)
 
 

@@ -18,11 +18,11 @@ from hetero.data import Images, Skipped, Split, open_set_split
 from hetero.errors import ConfigError, DataError, StorageError
 from hetero.preprocess import decode
 
-#: Of verdicts kept between runs; a change of `decode` that changes verdicts needs a new number.
-_SCHEMA = "hetero.verdicts/1"
+#: Of what is noted between runs; a `decode` that refuses more than before needs a new number.
+_SCHEMA = "hetero.usable/1"
 
-#: Size in bytes, time of change in ns, and why the file cannot be used, or "".
-_Verdict = tuple[int, int, str]
+#: Size in bytes and time of change in ns: what tells a changed file.
+_Facts = tuple[int, int]
 
 
 class Entry(NamedTuple):
@@ -65,18 +65,12 @@ def collection(
         DataError: No file is usable, or all are of one class, or no class has two of them.
     """
     refused = unusable(place, root, [entry.id for entry in entries])
-    passed_over = (*skipped, *(Skipped(i, reason) for i, reason in refused.items()))
-    good = sorted(
-        (e for e in entries if e.id not in refused), key=lambda entry: entry.id
-    )
+    passed_over = (*skipped, *(Skipped(printable(i), reason) for i, reason in refused.items()))
+    good = sorted((e for e in entries if e.id not in refused), key=lambda entry: entry.id)
     labels = [entry.label for entry in good]
     why = f"; {len(passed_over)} files were skipped" if passed_over else ""
     if not good:
-        first = (
-            f", first {passed_over[0].path}: {passed_over[0].reason}"
-            if passed_over
-            else ""
-        )
+        first = f", first {passed_over[0].path}: {passed_over[0].reason}" if passed_over else ""
         raise DataError(f"{name}: no usable picture{why}{first}")
     if len(set(labels)) == 1:
         raise DataError(
@@ -125,7 +119,7 @@ def printable(name: str) -> str:
 
 
 def alternate(ids: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """ "gallery" or "query" for each picture, by turns within its class, in order of the ids' hashes.
+    """A role for each picture, "gallery" or "query": turns within its class, by the ids' hashes.
 
     A class of one picture is in the gallery, as a distractor; any other class has both.
     """
@@ -152,20 +146,18 @@ def with_validation(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
         return dict(splits)
     place = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in train}
     order = sorted(train, key=place.__getitem__)
-    held = [
-        name for name in order if int.from_bytes(place[name], "big") % 7 == 0
-    ] or order[:1]
+    some = [name for name in order if int.from_bytes(place[name], "big") % 7 == 0] or order[:1]
     # Two classes at least are left to learn from.
-    held = held[: max(0, len(train) - 2)]
+    held = set(some[: max(0, len(train) - 2)])
     return {name: "val" if name in held else split for name, split in splits.items()}
 
 
 def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
     """Id -> reason, for the files that `decode` refuses.
 
-    Every file is decoded once, by a few threads, and the verdict kept in the user's cache folder
-    with its size and time of change; a later run opens only what is new or changed. What was
-    checked before an interruption is kept too.
+    Every file is decoded once, by a few threads. Those that passed are noted in the user's cache
+    folder with their size and time of change; a later run opens only what is not noted there. What
+    was checked before an interruption is noted too.
 
     Args:
         place: The folder or table that was named.
@@ -174,67 +166,68 @@ def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
     """
     store = _store(place)
     known = _recall(store)
-    verdicts: dict[str, _Verdict] = {}
-    todo: list[tuple[str, int, int]] = []
-    missing: dict[str, str] = {}
+    passed: dict[str, _Facts] = {}
+    todo: list[tuple[str, _Facts]] = []
+    refused: dict[str, str] = {}
     for i in ids:
         try:
             status = (root / i).stat()
         except OSError as error:
-            missing[i] = f"cannot be read ({error.strerror})"
+            refused[i] = f"cannot be read ({error.strerror})"
             continue
         facts = (status.st_size, status.st_mtime_ns)
         if not stat.S_ISREG(status.st_mode):
-            missing[i] = "not a regular file"
-        elif i in known and known[i][:2] == facts:
-            verdicts[i] = known[i]
+            refused[i] = "not a regular file"
+        elif known.get(i) == facts:
+            passed[i] = facts
         else:
-            todo.append((i, *facts))
+            todo.append((i, facts))
 
-    def judge(file: tuple[str, int, int]) -> _Verdict:
-        i, *facts = file
+    def judge(file: tuple[str, _Facts]) -> str:
+        path = root / file[0]
         try:
-            decode(root / i)
+            decode(path)
         except DataError as error:
-            return (facts[0], facts[1], str(error).removeprefix(f"{root / i}: "))
-        return (facts[0], facts[1], "")
+            return str(error).removeprefix(f"{path}: ")
+        return ""
 
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for (i, *_), verdict in zip(todo, pool.map(judge, todo), strict=True):
-                verdicts[i] = verdict
+            for (i, facts), reason in zip(todo, pool.map(judge, todo), strict=True):
+                if reason:
+                    refused[i] = reason
+                else:
+                    passed[i] = facts
     finally:
-        if todo:
-            _remember(store, verdicts)
-    return missing | {i: reason for i, (_, _, reason) in verdicts.items() if reason}
+        if passed != known:
+            _note(store, passed)
+    return refused
 
 
 def _store(place: Path) -> Path:
     from platformdirs import user_cache_path
 
     key = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()
-    return user_cache_path("hetero") / "verdicts" / f"{key[:32]}.json"
+    return user_cache_path("hetero") / "usable" / f"{key[:32]}.json"
 
 
-def _recall(store: Path) -> dict[str, _Verdict]:
-    """What an earlier run found; nothing if it ran with another Pillow or left no readable file."""
+def _recall(store: Path) -> dict[str, _Facts]:
+    """What passed in an earlier run; nothing after one with another Pillow or without a record."""
     import PIL
 
     try:
         kept = json.loads(store.read_bytes())
         if kept["schema"] != _SCHEMA or kept["pillow"] != PIL.__version__:
             return {}
-        return {
-            i: (int(s), int(t), str(why)) for i, (s, t, why) in kept["verdicts"].items()
-        }
+        return {i: (int(size), int(time)) for i, (size, time) in kept["usable"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # A cache, not a record: what cannot be read is found out again.
 
 
-def _remember(store: Path, verdicts: Mapping[str, _Verdict]) -> None:
+def _note(store: Path, usable: Mapping[str, _Facts]) -> None:
     import PIL
 
-    kept = {"schema": _SCHEMA, "pillow": PIL.__version__, "verdicts": dict(verdicts)}
+    kept = {"schema": _SCHEMA, "pillow": PIL.__version__, "usable": dict(usable)}
     try:
         write_atomically(store, canonical_json(kept))
     except (ConfigError, StorageError, OSError) as error:

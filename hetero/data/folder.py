@@ -3,8 +3,8 @@
 Folders below a class folder belong to that class. If the only folders in PATH are ``train``,
 ``val`` (or ``validation``) and ``test``, each with class folders, they are the split, and without
 ``val`` about one in seven classes of ``train`` takes its place; otherwise classes are split by hash
-of their names. Within a class of val and test, pictures take turns as
-query and gallery, by hash of their paths.
+of their names. Within a class of val and test, pictures take turns as query and gallery, by hash of
+their paths.
 """
 
 from __future__ import annotations
@@ -38,14 +38,10 @@ def source(where: str, seed: int = 0) -> Images:
     """
     name, root = f"folder:{where}", Path(where).expanduser()
     if not where:
-        raise DataError(
-            "folder: no path; write folder:PATH, with one sub-folder per class in PATH"
-        )
+        raise DataError("folder: no path; write folder:PATH, with one sub-folder per class in PATH")
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(
-            f"{name}: {what}; expected a folder with one sub-folder per class"
-        )
+        raise DataError(f"{name}: {what}; expected a folder with one sub-folder per class")
     walk = _Walk(root)
     tops, loose = walk.look(root)
     if not tops:
@@ -56,9 +52,7 @@ def source(where: str, seed: int = 0) -> Images:
     walk.pass_over(loose, "not in a class folder")
     if all(top.name.lower() in _SPLIT_FOLDERS for top in tops):
         return _with_its_split(name, walk, tops, seed)
-    entries = [
-        Entry(i, label) for label, ids in walk.classes(tops).items() for i in ids
-    ]
+    entries = [Entry(i, label) for label, ids in walk.classes(tops).items() for i in ids]
     return collection(name, root, root, entries, walk.skipped, seed)
 
 
@@ -67,7 +61,7 @@ def _with_its_split(name: str, walk: _Walk, tops: list[Path], seed: int) -> Imag
     if missing:
         raise DataError(
             f"{name}: there is {', '.join(f'{top.name}/' for top in tops)} but no {min(missing)}/; "
-            f"either add it, or name the folder whose classes are to be split: {name}/{tops[0].name}"
+            f"add it, or name the one folder whose classes are to be split: {name}/{tops[0].name}"
         )
     entries: list[Entry] = []
     splits: dict[str, Split] = {}
@@ -76,14 +70,10 @@ def _with_its_split(name: str, walk: _Walk, tops: list[Path], seed: int) -> Imag
     for top, folders, loose in listed:
         split = _SPLIT_FOLDERS[top.name.lower()]
         if not folders:
-            raise DataError(
-                f"{name}: {top.name}/ has no class folders; expected {top.name}/CLASS/"
-            )
+            raise DataError(f"{name}: {top.name}/ has no class folders; expected {top.name}/CLASS/")
         walk.pass_over(loose, "not in a class folder")
         found = walk.classes(folders)
-        both = sorted(
-            label for label in found if splits.setdefault(label, split) != split
-        )
+        both = sorted(label for label in found if splits.setdefault(label, split) != split)
         if both:
             raise DataError(
                 f"{name}: {len(both)} classes, first {both[0]!r}, are in both "
@@ -110,9 +100,7 @@ class _Walk:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             if folder == self.root:
-                raise DataError(
-                    f"folder:{folder}: cannot be listed ({error.strerror})"
-                ) from error
+                raise DataError(f"folder:{folder}: cannot be listed ({error.strerror})") from error
             self.pass_over([folder], f"cannot be listed ({error.strerror})")
             return [], []
         folders, files = [], []
@@ -127,9 +115,7 @@ class _Walk:
                     files.append(path)
                 else:
                     link = entry.is_symlink()
-                    self.pass_over(
-                        [path], "a broken link" if link else "not a regular file"
-                    )
+                    self.pass_over([path], "a broken link" if link else "not a regular file")
             except OSError as error:
                 self.pass_over([path], f"cannot be read ({error.strerror})")
         return folders, files
@@ -159,13 +145,8 @@ class _Walk:
                 except OSError as error:
                     self.pass_over([folder], f"cannot be read ({error.strerror})")
                     continue
-                if (
-                    identity in self._entered
-                    or self._reserved.get(identity, folder) != folder
-                ):
-                    self.pass_over(
-                        [folder], "a link to a folder that is read elsewhere"
-                    )
+                if identity in self._entered or self._reserved.get(identity, folder) != folder:
+                    self.pass_over([folder], "a link to a folder that is read elsewhere")
                     continue
                 self._entered.add(identity)
                 deeper, files = self.look(folder)

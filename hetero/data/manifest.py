@@ -45,19 +45,13 @@ def source(where: str, seed: int = 0) -> Images:
         what = "is a folder, not a file" if os.path.isdir(path) else "no such file"
         raise DataError(f"{name}: {what}; expected a table with columns path and label")
     entries, seen, split_of = [], dict[str, str](), dict[str, tuple[Split, str]]()
-    rows = (
-        _csv_rows(name, path)
-        if path.suffix.lower() == ".csv"
-        else _parquet_rows(name, path)
-    )
+    rows = _csv_rows(name, path) if path.suffix.lower() == ".csv" else _parquet_rows(name, path)
     for at, row in rows:
         entry = _entry(f"{name}, {at}", row)
         # Two ways of writing one path are one picture.
         key = os.path.normpath(entry.id)
         if key in seen:
-            raise DataError(
-                f"{name}, {at}: {entry.id!r} is listed already, {seen[key]}"
-            )
+            raise DataError(f"{name}, {at}: {entry.id!r} is listed already, {seen[key]}")
         seen[key] = at
         if entry.split:
             first, there = split_of.setdefault(entry.label, (entry.split, at))
@@ -84,17 +78,11 @@ def _entry(at: str, row: Mapping[str, str]) -> Entry:
     if split is not None:
         split = "val" if split == "validation" else split
         if split not in get_args(Split):
-            raise DataError(
-                f"{at}: split is {split!r}; expected {', '.join(get_args(Split))}"
-            )
-    if role not in _ROLES and not (
-        role == "" and ("role" not in row or split == "train")
-    ):
+            raise DataError(f"{at}: split is {split!r}; expected {', '.join(get_args(Split))}")
+    if role not in _ROLES and not (role == "" and ("role" not in row or split == "train")):
         raise DataError(f"{at}: role is {role!r}; expected {', '.join(_ROLES)}")
     path = Path(row["path"]).as_posix()
-    return Entry(
-        path, row["label"], cast("Split | None", split), role, row.get("group", "")
-    )
+    return Entry(path, row["label"], cast("Split | None", split), role, row.get("group", ""))
 
 
 def _check_columns(name: str, columns: list[str]) -> None:
@@ -106,9 +94,7 @@ def _check_columns(name: str, columns: list[str]) -> None:
             raise DataError(f"{name}: column {column!r} is there more than once")
     missing = [column for column in _NEEDED if column not in columns]
     if missing:
-        raise DataError(
-            f"{name}: no column {' and no column '.join(missing)}; {allowed}"
-        )
+        raise DataError(f"{name}: no column {' and no column '.join(missing)}; {allowed}")
 
 
 def _csv_rows(name: str, path: Path) -> Iterator[_Row]:
@@ -128,9 +114,7 @@ def _csv_rows(name: str, path: Path) -> Iterator[_Row]:
                     )
                 yield at, dict(zip(columns, fields, strict=True))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: not UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
+        raise DataError(f"{name}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num}: not CSV ({error})") from error
     except OSError as error:
@@ -145,9 +129,7 @@ def _parquet_rows(name: str, path: Path) -> Iterator[_Row]:
     try:
         table = parquet.read_table(path)
     except (OSError, arrow.ArrowException) as error:
-        raise DataError(
-            f"{name}: cannot be read ({str(error).splitlines()[0]})"
-        ) from error
+        raise DataError(f"{name}: cannot be read ({str(error).splitlines()[0]})") from error
     columns = [str(column) for column in table.column_names]
     _check_columns(name, columns)
     values = [table.column(column).to_pylist() for column in columns]

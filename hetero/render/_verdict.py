@@ -89,6 +89,6 @@ def sentence(report: Report) -> str:
 
 
 def verdict_line(report: Report) -> str:
-    """"PASS: " and the sentence, without its capital."""
+    """The verdict in capitals, a colon and the sentence without its own."""
     text = sentence(report)
     return f"{report.verdict.upper()}: {text[:1].lower()}{text[1:]}"

@@ -1,4 +1,4 @@
-"""What there is to show, worked out once for the page, the comment, the terminal and the CI server."""
+"""What there is to show, worked out once for every renderer."""
 
 from __future__ import annotations
 
@@ -112,14 +112,21 @@ def problems(report: Report) -> tuple[Measurement, ...]:
     )
 
 
+def measured(m: Measurement) -> str:
+    """The number and its interval: "60.0 % (95 % interval 57.5 to 62.5)"."""
+    between = words.interval(m)
+    return words.number(m) + (f" (95 % interval {between})" if between else "")
+
+
+def asked(m: Measurement) -> str:
+    """What it was held to: "limit ≥ 60 % for the whole interval"."""
+    whole_interval = m.limit is not None and m.limit.by == "interval"
+    return f"limit {words.bound(m)}" + (" for the whole interval" if whole_interval else "")
+
+
 def explain(m: Measurement) -> str:
-    """One sentence on a problem: what was measured, what was asked for, on how much data."""
-    text = f"{words.number(m)}"
-    if words.interval(m):
-        text += f" (95 % interval {words.interval(m)})"
-    text += f", limit {words.bound(m)}"
-    if m.limit is not None and m.limit.by == "interval":
-        text += " for the whole interval"
+    """One sentence on a judged number: what was measured, what was asked for, and why."""
+    text = f"{measured(m)}, {asked(m)}"
     if m.outcome == "inconclusive":
         text += f"; undecided: {words.why_undecided(m)}"
     return f"{text}." + (f" {words.one_line(m.limit.why)}" if m.limit and m.limit.why else "")

@@ -1,4 +1,4 @@
-"""Names, numbers and places as people read them; every renderer says the same thing the same way."""
+"""Names, numbers and places as people read them, the same in every renderer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from hetero.report import Limit, Measurement
 
 Kind = Literal["percent", "points", "cosine", "times", "count", "plain"]
 
+#: Shown where there is no number.
+ABSENT = "\N{EN DASH}"
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
 #: Units as shown, by kind; a plain number carries the measurement's own.
-_UNITS: dict[Kind, str] = {"percent": "%", "points": "points", "cosine": "", "times": "×"}  # noqa: RUF001
+_UNITS: dict[Kind, str] = {"percent": "%", "points": "points", "cosine": "", "times": _TIMES}
 _SPOKEN_UNITS = {"1/s": "per second", "count": ""}
 _FORMATS = {"onnx": "ONNX", "tflite": "TFLite", "coreml": "Core ML", "pytorch": "PyTorch"}
 
@@ -59,7 +64,9 @@ WORDS = {
     "paragon_gap_recall_at_1": Word("Recall@1, distance to the paragon", "points"),
     "control_recall_at_1": Word("Recall@1, negative control", "percent"),
     "control_map": Word("mAP, negative control", "percent"),
-    "independent_recall_at_1": Word("Recall@1, independent query model in its own index", "percent"),
+    "independent_recall_at_1": Word(
+        "Recall@1, independent query model in its own index", "percent"
+    ),
     "independent_map": Word("mAP, independent query model in its own index", "percent"),
     "pixels_recall_at_1": Word("Recall@1, raw pixels", "percent"),
     "chance_recall_at_1": Word("Recall@1, chance", "percent"),
@@ -131,11 +138,13 @@ def bare(m: Measurement) -> str:
 def unit(m: Measurement) -> str:
     """The unit as shown: "%", "points", "ms"; empty for a cosine."""
     kind = _kind(m)
-    return _SPOKEN_UNITS.get(m.unit, m.unit) if kind in ("plain", "count") else _UNITS[kind]
+    if kind in _UNITS:
+        return _UNITS[kind]
+    return _SPOKEN_UNITS.get(m.unit, one_line(m.unit))
 
 
 def _with_unit(text: str, u: str) -> str:
-    return f"{text}{u}" if u == "×" else f"{text} {u}".rstrip()  # noqa: RUF001
+    return f"{text}{u}" if u == _TIMES else f"{text} {u}".rstrip()
 
 
 def number(m: Measurement) -> str:
@@ -193,7 +202,7 @@ def why_undecided(m: Measurement) -> str:
 
 
 def count(n: int, thing: str, things: str = "") -> str:
-    """"1 file", "6 files"."""
+    """A count with its noun: "1 file", "6 files"."""
     return f"{n} {thing if n == 1 else things or thing + 's'}"
 
 

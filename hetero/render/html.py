@@ -30,14 +30,14 @@ def render(report: Report) -> str:
     environment = jinja.Environment(
         autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"unbroken": _unbroken, "clean": _words.clean}
+    environment.filters |= {"unbroken": _unbroken, "clean": _clean}
     name = _view.namer(report)
     page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         sentence=_verdict.sentence(report),
         tiles=_tiles(report),
         device=_view.sole_device(report),
-        problems=[_problem(m, name) for m in _view.problems(report)],
+        problems=_problems(report, name),
         judged=any(m.outcome != "unjudged" for m in report.measurements),
         table=_view.table(report),
         corners=_corners(report),
@@ -46,9 +46,15 @@ def render(report: Report) -> str:
         plots=plots.plots(report),
         examples=[_example(x, at, name) for at, x in enumerate(report.examples, 1)],
         not_run=[(name(x.device, x.format, x.precision), x.reason) for x in report.not_run],
-        details=[(name(*x.place), [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)],
+        details=[
+            (name(*x.place), [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)
+        ],
     )
     return page
+
+
+def _clean(text: object) -> str:
+    return _words.clean(str(text))
 
 
 def _unbroken(text: str) -> str:
@@ -103,16 +109,25 @@ def _tiles(report: Report) -> list[_Tile]:
 
 @dataclass(frozen=True)
 class _Problem:
+    """What failed, or could not be decided, by one limit: one line for each file."""
+
     outcome: str
     label: str
-    name: str
-    place: str
-    text: str
+    asked: str
+    why: str
+    lines: list[tuple[str, str]]
 
 
-def _problem(m: Measurement, name: Namer) -> _Problem:
-    at = name(m.device, m.format, m.precision)
-    return _Problem(m.outcome, _words.word(m.name).label, m.name, at, _view.explain(m))
+def _problems(report: Report, name: Namer) -> list[_Problem]:
+    grouped: dict[tuple[str, str, str, str], list[tuple[str, str]]] = {}
+    for m in _view.problems(report):
+        why = m.limit.why if m.limit else ""
+        text = _view.measured(m)
+        if m.outcome == "inconclusive":
+            text += f"; {_words.why_undecided(m)}"
+        key = (m.outcome, _words.word(m.name).label, _view.asked(m), why)
+        grouped.setdefault(key, []).append((name(m.device, m.format, m.precision), text))
+    return [_Problem(*key, lines) for key, lines in grouped.items()]
 
 
 def _pair(report: Report, recall: str, map_: str) -> tuple[str, str, str] | None:
@@ -142,7 +157,12 @@ def _corner_rows(report: Report) -> list[tuple[str, list[str]]]:
     for x in _view.files(report):
         found = [x.get(name) for name in names]
         if found[1] is not None or found[2] is not None:
-            rows.append((_view.namer(report)(*x.place), [_words.number(m) if m else "–" for m in found]))  # noqa: RUF001
+            rows.append(
+                (
+                    _view.namer(report)(*x.place),
+                    [_words.number(m) if m else _words.ABSENT for m in found],
+                )
+            )
     return rows
 
 
@@ -197,22 +217,34 @@ def _example(example: Mapping[str, Any], number: int, name: Namer) -> dict[str, 
         ConfigError: A key is missing, or an image is not embedded in the report.
     """
     try:
-        before, after = example["before"], example["after"]
-        images = [x["image"] for x in (example["query"], *before, *after)]
+        query = {key: str(example["query"][key]) for key in ("id", "label", "image")}
+        before, after = ([_found(x) for x in example[side]] for side in ("before", "after"))
+        images = [query["image"], *(x["image"] for x in (*before, *after))]
         place = name(example["device"], example["format"], example["precision"])
         change = _change(before, after)
         rows = [("PyTorch", before), (place, after)]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"report: example {number} has no {error}; examples are described at hetero.report.Report"
+            f"report: example {number} is incomplete ({error!r}); the class Report says what "
+            "belongs in one"
         ) from error
     for image in images:
-        if not isinstance(image, str) or not _EMBEDDED.fullmatch(image):
+        if not _EMBEDDED.fullmatch(image):
             raise ConfigError(
                 f"report: example {number} has an image that is not embedded "
-                f"({str(image)[:40]!r}); expected data:image/png;base64,…"
+                f"({image[:40]!r}); expected data:image/png;base64,…"
             )
-    return {"query": example["query"], "place": place, "change": change, "rows": rows}
+    return {"query": query, "place": place, "change": change, "rows": rows}
+
+
+def _found(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": str(answer["id"]),
+        "label": str(answer["label"]),
+        "image": str(answer["image"]),
+        "similarity": float(answer["similarity"]),
+        "right": bool(answer["right"]),
+    }
 
 
 def _change(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:

@@ -50,7 +50,7 @@ def render(report: Report) -> str:
         case = _case(lib, m)
         if (case.classname, case.name) in seen:
             # Two limits on one number: the limit tells them apart.
-            case.name = f"{m.name} {_words.bound(m)}"
+            case.name = f"{case.name} {_words.bound(m)}"
         seen.add((case.classname, case.name))
         suite(*at).add_testcase(case)
     for x in report.not_run:
@@ -77,7 +77,9 @@ def _class_name(device: str, format: str, precision: str) -> str:
 
 
 def _case(lib: Any, m: Measurement) -> TestCase:  # noqa: ANN401
-    case: TestCase = lib.TestCase(m.name, _class_name(m.device, m.format, m.precision))
+    case: TestCase = lib.TestCase(
+        _words.one_line(m.name), _class_name(m.device, m.format, m.precision)
+    )
     if m.outcome == "fail":
         case.result = [lib.Failure(_view.explain(m), "limit")]
     elif m.outcome == "inconclusive":
@@ -88,4 +90,4 @@ def _case(lib: Any, m: Measurement) -> TestCase:  # noqa: ANN401
 
 
 def _property(m: Measurement) -> tuple[str, str]:
-    return m.name, _words.number(m)
+    return _words.one_line(m.name), _words.number(m)

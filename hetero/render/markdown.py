@@ -47,7 +47,7 @@ def _table(report: Report) -> list[str]:
     for row in table.rows:
         cells = []
         for cell in row.cells:
-            text = escaped(cell.text) if cell else "–"  # noqa: RUF001
+            text = escaped(cell.text) if cell else _words.ABSENT
             bad = cell is not None and cell.outcome in ("fail", "inconclusive")
             cells.append(f"**{text}** {_SIGNS[cell.outcome]}" if cell and bad else text)
         outcome = row.note if row.outcome is None else f"{_SIGNS[row.outcome]} {row.outcome}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from hetero.render import _verdict, _view, _words
@@ -16,13 +17,52 @@ _COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "unju
 _SIGNS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "unjudged": ""}
 
 
+#: Short headings, and in which order columns go where a terminal is too narrow for all of them.
+_SHORT = {
+    "peak_memory": "memory",
+    "load_time": "load",
+    "latency_p90": "p90",
+    "heterogeneous_map": "mAP",
+    "size": "size",
+    "latency_p99": "p99",
+    "query_negative_flip_rate": "neg. flips",
+    "cosine_worst": "worst cos.",
+    "latency_p50": "p50",
+    "recall_at_1_lost": "lost",
+    "heterogeneous_recall_at_1": "R@1",
+}
+
+
 def show(report: Report, console: Console) -> None:
-    """Print the report: as a table on a terminal, as `plain` lines anywhere else."""
+    """Print the report: as a table on a terminal, as `plain` lines anywhere else.
+
+    A terminal that is too narrow gets fewer columns, and is told so, rather than cut numbers.
+    """
     if not console.is_terminal:
-        console.print(plain(report), markup=False, highlight=False, soft_wrap=True)
+        # A pipe that cannot say "≤" gets a question mark, not an exception.
+        text = plain(report).encode(console.encoding, "replace").decode(console.encoding)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
-    console.print(table(report))
-    for line in _remarks(report):
+    from rich.measure import Measurement
+
+    unbounded = console.options.update(width=10_000)
+    left_out: list[str] = []
+    shown = table(report)
+    for name in _SHORT:
+        if Measurement.get(console, unbounded, shown).maximum <= console.width:
+            break
+        left_out.append(name)
+        shown = table(report, left_out)
+    console.print(shown)
+    if left_out:
+        names = ", ".join(_SHORT[x] for x in left_out)
+        console.print(
+            f"No room here for {names}; they are in the report's files.",
+            style="dim",
+            markup=False,
+            highlight=False,
+        )
+    for line in _remarks(report, _view.namer(report)):
         console.print(line, markup=False, highlight=False)
     console.print(verdict(report))
 
@@ -35,8 +75,13 @@ def verdict(report: Report) -> Text:
     return Text.assemble((word, f"bold {_COLOURS[report.verdict]}"), f":{rest}")
 
 
-def table(report: Report) -> Table:
-    """The table of files; a failed number is red and carries a cross."""
+def table(report: Report, left_out: Collection[str] = ()) -> Table:
+    """The table of files; a failed number is red and carries a cross.
+
+    Args:
+        report: Judged or not.
+        left_out: Names of measurements that get no column.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -44,21 +89,22 @@ def table(report: Report) -> Table:
     content = _view.table(report)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(_words.one_line(report.subject)))
     out.add_column("File", no_wrap=True)
-    for column in content.columns:
-        head = Text(column.label)
-        if column.unit:
-            head.append(f"\n{column.unit}", style="dim")
-        out.add_column(head, justify="right")
+    kept = [at for at, column in enumerate(content.columns) if column.name not in left_out]
+    for at in kept:
+        head = Text(_SHORT[content.columns[at].name])
+        if content.columns[at].unit:
+            head.append(f"\n{content.columns[at].unit}", style="dim")
+        out.add_column(head, justify="right", no_wrap=True)
     out.add_column("Outcome", no_wrap=True)
     for row in content.rows:
         cells = [
-            Text("–", style="dim")  # noqa: RUF001
+            Text(_words.ABSENT, style="dim")
             if cell is None
             else Text(
                 f"{cell.text} {_SIGNS[cell.outcome] if cell.outcome != 'pass' else ''}".strip(),
                 style=_COLOURS[cell.outcome] if cell.outcome in ("fail", "inconclusive") else "",
             )
-            for cell in row.cells
+            for cell in (row.cells[at] for at in kept)
         ]
         out.add_row(
             Text(row.name),
@@ -85,15 +131,15 @@ def plain(report: Report) -> str:
             continue
         head = f"{_words.one_line(_words.place(*row.place))}: {row.outcome or row.note}"
         lines.append("; ".join([head, *pairs]))
-    return "\n".join([*lines, *_remarks(report), _verdict.verdict_line(report)])
+    return "\n".join([*lines, *_remarks(report, _words.place), _verdict.verdict_line(report)])
 
 
-def _remarks(report: Report) -> list[str]:
+def _remarks(report: Report, name: Callable[[str, str, str], str]) -> list[str]:
     lines = []
     for m in _view.problems(report):
-        at = _words.place(m.device, m.format, m.precision)
+        at = name(m.device, m.format, m.precision)
         lines.append(_words.one_line(f"{m.outcome}: {at}: {m.name}: {_view.explain(m)}"))
     for x in report.not_run:
-        at = _words.place(x.device, x.format, x.precision)
+        at = name(x.device, x.format, x.precision)
         lines.append(_words.one_line(f"not run: {at}: {x.reason}"))
     return lines

@@ -1,0 +1,339 @@
+"""ONNX files: converted by torch.onnx, run by ONNX Runtime.
+
+A file takes any number of pictures unless a fixed number was asked for. Preprocessing, if baked in,
+and the L2 tail are float32 in every precision.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from hetero._files import write_atomically
+from hetero.errors import BundleError, require
+from hetero.export import _seal
+from hetero.export._job import ConvertJob, Facts, Runner, in_batches
+
+EXTRA = "onnx"
+SUFFIX = ".onnx"
+DYNAMIC_BATCH = True
+RUNS_HERE = ""
+
+#: ONNX Runtime 1.17 (2024) and later read it.
+OPSET = 20
+
+#: Operators that do the work; what lies before the first or after the last stays float32.
+_WEIGHTY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+#: In nets with attention, quantising more than these costs accuracy and gains no time.
+_ATTENTION = frozenset({"Softmax", "LayerNormalization", "Attention"})
+
+_PERCENT = 99.99
+
+_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def convert(job: ConvertJob) -> Facts:
+    """Facts about how job.output was made.
+
+    Raises:
+        MissingExtraError: The extra is not installed.
+        ExportError: No int8 file gives usable vectors.
+    """
+    require("onnxscript", EXTRA)
+    onnx = require("onnx", EXTRA)
+    _runtime()
+    from hetero.export import _quantize
+
+    net = _quantize.net_of(job)
+    model, how = trace(net, job)
+    facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
+    facts |= {"opset": OPSET, **how}
+    if job.precision == "fp16":
+        model = _half(model)
+    elif job.precision == "int8":
+        calibration = _quantize.calibration_of(job, net)
+        candidates = _int8(model, calibration.fit, job)
+        best, means = _quantize.best_of(
+            candidates, lambda raw: _Session(raw, "candidate", job.threads), calibration
+        )
+        model = onnx.load_from_string(candidates[best])
+        facts |= {"ranges": best}
+        facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
+    write_atomically(job.output, _finished(model, job))
+    return facts
+
+
+def trace(net: Any, job: ConvertJob) -> tuple[Any, Facts]:
+    """The net as an ONNX model in float32, and how it was traced.
+
+    The exporter built on torch.export comes first. Where it refuses, the one built on TorchScript
+    is used, and the facts say so under "fallback".
+    """
+    import torch
+
+    name = "pixels" if job.bake else "images"
+    # A dimension of 1 would be taken for a constant, so the example of a dynamic batch has two.
+    shape = job.input_shape if job.batch else (2, *job.input_shape[1:])
+    example = (torch.zeros(shape, dtype=torch.uint8 if job.bake else torch.float32),)
+    common: dict[str, Any] = {
+        "opset_version": OPSET,
+        "input_names": [name],
+        "output_names": ["embedding"],
+    }
+    try:
+        program = torch.onnx.export(
+            net,
+            example,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=None if job.batch else ({0: torch.export.Dim("n", min=1)},),
+            **common,
+        )
+        assert program is not None, "torch.onnx.export gives a program where no file is named"
+        return program.model_proto, {"exporter": "torch.export"}
+    except Exception as error:  # its own exceptions are private and many
+        logging.getLogger(__name__).exception("the exporter built on torch.export refused")
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    import io
+
+    import onnx
+
+    file = io.BytesIO()
+    axes = None if job.batch else {name: {0: "n"}, "embedding": {0: "n"}}
+    torch.onnx.export(net, example, file, dynamo=False, dynamic_axes=axes, **common)
+    return onnx.load_from_string(file.getvalue()), {
+        "exporter": "torchscript",
+        "fallback": f"exported through TorchScript, as torch.export refused: {reason}",
+    }
+
+
+# -- precisions ---------------------------------------------------------------------------------
+
+
+def _half(model: Any) -> Any:
+    """The model with weights and work in float16, and float32 around the work."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    # torch.export lists its weights among the values between nodes; the converter then takes
+    # those that stay float32 for float16.
+    weights = {i.name for i in model.graph.initializer}
+    kept = [v for v in model.graph.value_info if v.name not in weights]
+    model.graph.ClearField("value_info")
+    model.graph.value_info.extend(kept)
+    outside = [n.name for n in _outside(model.graph)]
+    half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=outside))
+    # Between nodes that stay float32 the converter leaves float32 -> float16 -> float32, which
+    # would round what is float32 on purpose, the embedding included.
+    half.remove_cascaded_cast_nodes()
+    half.topological_sort(is_deterministic=True)
+    return half.model
+
+
+def _int8(model: Any, inputs: np.ndarray[Any, Any], job: ConvertJob) -> dict[str, bytes]:
+    """For each way of choosing ranges, a model with int8 weights per channel and uint8 activations."""
+    import onnx
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain, ready = (job.output.with_name(f"{n}{SUFFIX}") for n in ("plain", "ready"))
+    onnx.save(model, str(plain))
+    # Symbolic shape inference fails on what torch.export makes of the L2 tail (onnxruntime 1.32).
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    graph = onnx.load(str(ready)).graph
+    kinds = {n.op_type for n in graph.node}
+    candidates = {}
+    for name, method in (
+        ("min-max", q.CalibrationMethod.MinMax),
+        (f"{_PERCENT}%", q.CalibrationMethod.Percentile),
+    ):
+        path = job.output.with_name(f"{name}{SUFFIX}")
+        q.quantize_static(
+            str(ready),
+            str(path),
+            _reader(graph.input[0].name, inputs, job.batch or 1),
+            quant_format=q.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"] if kinds & _ATTENTION else None,
+            per_channel=True,
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            nodes_to_exclude=[n.name for n in _outside(graph)],
+            calibrate_method=method,
+            # One batch at a time; else the histograms keep every activation of every picture.
+            extra_options={"CalibPercentile": _PERCENT, "CalibStridedMinMax": 1},
+        )
+        candidates[name] = path.read_bytes()
+    return candidates
+
+
+def _reader(name: str, inputs: np.ndarray[Any, Any], batch: int) -> Any:
+    """The calibration pictures as onnxruntime's quantiser reads them, whole batches only."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches = [inputs[i : i + batch] for i in range(0, len(inputs) - batch + 1, batch)]
+            self._left: Iterator[np.ndarray[Any, Any]] = iter(self._batches)
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            part = next(self._left, None)
+            return None if part is None else {name: part}
+
+        def __len__(self) -> int:
+            return len(self._batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._left = iter(self._batches[start_index:end_index])
+
+    return Reader()
+
+
+def _outside(graph: Any) -> list[Any]:
+    """The nodes before the first and after the last weighty one on each path."""
+    constant = {i.name for i in graph.initializer}
+
+    def reach(start: Iterable[str], forward: bool) -> set[int]:
+        seen: set[int] = set()
+        edge = set(start) - constant
+        while edge:
+            tensor = edge.pop()
+            for at, node in enumerate(graph.node):
+                near, far = (node.input, node.output) if forward else (node.output, node.input)
+                if tensor in near and at not in seen and node.op_type not in _WEIGHTY:
+                    seen.add(at)
+                    edge |= set(far) - constant
+        return seen
+
+    found = reach((i.name for i in graph.input), True) | reach((o.name for o in graph.output), False)
+    return [graph.node[at] for at in sorted(found)]
+
+
+# -- the file -----------------------------------------------------------------------------------
+
+
+def _finished(model: Any, job: ConvertJob) -> bytes:
+    """The model with our texts and without the exporters' notes.
+
+    Those hold stack traces with paths of this machine, and are half of a small file.
+    """
+    import onnx
+
+    graph = model.graph
+    for part in (
+        *(graph.node, graph.input, graph.output, graph.initializer),
+        *((f,) for f in model.functions),
+        *(f.node for f in model.functions),
+        (graph, model),
+    ):
+        for item in part:
+            item.ClearField("metadata_props")
+            item.ClearField("doc_string")
+    graph.ClearField("value_info")
+    # The quantiser declares every domain it knows; another runtime may not know them.
+    used = {"" if n.domain == "ai.onnx" else n.domain for n in graph.node}
+    for domain in [o for o in model.opset_import if o.domain not in used]:
+        model.opset_import.remove(domain)
+    model.producer_name, model.producer_version = "hetero", ""
+    onnx.helper.set_model_props(model, dict(sorted({**job.metadata, _seal.KEY: _seal.BLANK}.items())))
+    onnx.checker.check_model(model)
+    raw: bytes = model.SerializeToString(deterministic=True)
+    return _seal.seal(raw)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The ``hetero.*`` texts in a file.
+
+    Raises:
+        BundleError: The file is missing, torn or not an ONNX model.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    session = _session(_seal.read(path, "an ONNX"), str(path), 1)
+    found = session.get_modelmeta().custom_metadata_map
+    return {k: v for k, v in found.items() if k.startswith("hetero.") and k != _seal.KEY}
+
+
+def _runtime() -> Any:
+    """The onnxruntime module, which reports nothing home."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return require("onnxruntime", EXTRA)
+
+
+def _session(raw: bytes, name: str, threads: int) -> Any:
+    """An inference session on the CPU.
+
+    Raises:
+        BundleError: The bytes are not an ONNX model.
+    """
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # errors come as exceptions
+    try:
+        return runtime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> BundleError:
+    line = " ".join(str(error).split())[:200]
+    return BundleError(f"{name}: ONNX Runtime refuses it ({line}); export it again")
+
+
+class _Session:
+    """A Runner on ONNX Runtime's CPU provider."""
+
+    def __init__(self, raw: bytes, name: str, threads: int) -> None:
+        self._session = _session(raw, name, threads)
+        self.runtime = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+        self._name = name
+        ends = (self._session.get_inputs(), self._session.get_outputs())
+        kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+        if [len(e) for e in ends] != [1, 1] or ends[0][0].type not in kinds:
+            raise BundleError(
+                f"{name}: not an embedding model: expected one input, uint8 or float, and one "
+                f"output, got {len(ends[0])} and {len(ends[1])}"
+            )
+        self._input = ends[0][0].name
+        self._dtype = np.dtype(kinds[ends[0][0].type])
+        # A dynamic dimension is a name.
+        self._shape = tuple(x if isinstance(x, int) else 0 for x in ends[0][0].shape)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._session
+
+    def __call__(self, inputs: np.ndarray[Any, Any]) -> Float32[np.ndarray, "n d"]:
+        def one(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            try:
+                rows: np.ndarray[Any, Any] = self._session.run(None, {self._input: batch})[0]
+            except Exception as error:  # see _session
+                raise _refused(self._name, error) from error
+            return rows
+
+        return in_batches(one, inputs, self._shape, self._dtype, self._name)
+
+
+def load(path: Path, threads: int = 1) -> Runner:
+    """A Runner for an ONNX file.
+
+    Raises:
+        BundleError: The file is missing, torn or not an ONNX model.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    return _Session(_seal.read(path, "an ONNX"), str(path), threads)

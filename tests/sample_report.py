@@ -1,0 +1,115 @@
+"""A report with everything in it, for the tests of the renderers; the numbers are made up."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+
+from hetero.report import Limit, Measurement, NotRun, Report
+
+DEVICE = "local:threads=2"
+
+LIMITS = (
+    Limit("heterogeneous_recall_at_1", at_least=0.6, by="interval", min_n=200),
+    Limit("recall_at_1_lost", at_most=0.03, by="interval", why="What an export may cost."),
+    Limit("cosine_worst", at_least=0.9, why="Further than this is another picture."),
+    Limit("control_recall_at_1", at_most=0.05),
+)
+
+
+def picture(colour: str) -> str:
+    """A data URI of a small PNG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def found(label: str, right: bool, similarity: float = 0.5) -> dict[str, object]:
+    """One answer of an example."""
+    return {
+        "id": f"gallery/{label}",
+        "label": label,
+        "image": picture("green" if right else "red"),
+        "similarity": similarity,
+        "right": right,
+    }
+
+
+def example(label: str = "sailboat", precision: str = "int8") -> dict[str, object]:
+    """A query that went from right to wrong."""
+    return {
+        "query": {"id": f"query/{label}", "label": label, "image": picture("blue")},
+        "device": DEVICE,
+        "format": "tflite",
+        "precision": precision,
+        "before": [found(label, True, 0.9), found("cat", False, 0.8)],
+        "after": [found("cat", False, 0.8), found(label, True, 0.7)],
+    }
+
+
+def unjudged(device: str = DEVICE, broken: bool = False, **fields: object) -> Report:
+    """A full report without limits; `broken` turns the vectors of the int8 files."""
+    rng = np.random.default_rng(0)
+    rows: list[Measurement] = []
+
+    def add(name: str, value: float, unit: str = "", *at: str, half: float | None = None) -> None:
+        ci = None if half is None else (value - half, value + half)
+        device, format, precision = at or ("", "", "")
+        rows.append(Measurement(name, value, unit, device, format, precision, ci=ci, n=1532))
+
+    for name, recall in (("paragon", 0.801), ("control", 0.006), ("independent", 0.583)):
+        add(f"{name}_recall_at_1", recall, half=0.004)
+        add(f"{name}_map", 0.7 * recall)
+    add("pixels_recall_at_1", 0.214)
+    add("chance_recall_at_1", 0.0031)
+    add("compute_ratio", 12.34)
+    for name, recall in (("heterogeneous", 0.712), ("homogeneous_query", 0.664), ("reverse", 0.69)):
+        add(f"{name}_recall_at_1", recall, "", "", "pytorch", "fp32", half=0.02)
+        add(f"{name}_map", 0.7 * recall, "", "", "pytorch", "fp32")
+    series = {}
+    for format in ("onnx", "tflite"):
+        for precision in ("fp32", "int8"):
+            at = (device, format, precision)
+            lost = 0.0 if precision == "fp32" else (0.2 if broken else 0.004)
+            worst = 0.999998 if precision == "fp32" else (0.41 if broken else 0.96)
+            add("heterogeneous_recall_at_1", 0.712 - lost, "", *at, half=0.02)
+            add("heterogeneous_map", 0.5 - lost, "", *at)
+            add("homogeneous_query_recall_at_1", 0.66 - lost, "", *at)
+            add("recall_at_1_lost", lost, "", *at, half=0.003)
+            add("cosine_worst", worst, "", *at)
+            add("query_negative_flip_rate", lost / 2, "", *at)
+            add("size", 4.12 if precision == "fp32" else 1.14, "MiB", *at)
+            add("load_time", 12.3, "ms", *at)
+            for percent, ms in ((50, 3.21), (90, 3.9), (99, 5.5)):
+                add(f"latency_p{percent}", ms, "ms", *at)
+            add("peak_memory", 71.3, "MiB", *at)
+            key = "|".join(at)
+            series[f"latency_ms|{key}"] = (3 * np.exp(rng.normal(0, 0.1, 200))).tolist()
+            series[f"cosine|{key}"] = (1 - (1 - worst) * rng.random(200)).tolist()
+    parts: dict[str, object] = {
+        "subject": "mobilenet in the space of resnet",
+        "measurements": tuple(rows),
+        "facts": {
+            "protocol": "on unseen classes",
+            "seed": "0",
+            "query bundle": "sha256:" + "7" * 64,
+        },
+        "not_run": (NotRun("coreml", "fp16", device, "Core ML files run on Apple systems only"),),
+        "examples": (example(),),
+        "series": series,
+    }
+    return Report(**(parts | fields))  # type: ignore[arg-type]
+
+
+def passing() -> Report:
+    """A full report that passes."""
+    return unjudged().judged_by(LIMITS)
+
+
+def failing() -> Report:
+    """A full report in which the int8 files fail."""
+    return unjudged(broken=True).judged_by(LIMITS)

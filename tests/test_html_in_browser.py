@@ -1,0 +1,134 @@
+"""The page in a real browser, where one is installed; nothing here reaches a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+
+import pytest
+from sample_report import failing, passing
+from test_render import evil
+
+from hetero.render import _verdict, html
+from hetero.report import Report
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed")
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # No name resolves, so neither the page nor the browser itself gets anywhere.
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a visit to a page left behind."""
+
+    dom: str
+    console: list[str]
+    requests: list[str]
+
+
+def visit(text: str, folder: Path, width: int = 1280) -> Visit:
+    page, log = folder / "page.html", folder / "net.json"
+    page.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [
+            str(BROWSER),
+            *FLAGS,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},900",
+            f"--log-net-log={log}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    return Visit(
+        done.stdout, re.findall(r":CONSOLE.*", done.stderr), asked_for_by_page(log, page.as_uri())
+    )
+
+
+def asked_for_by_page(log: Path, itself: str) -> list[str]:
+    events = json.loads(log.read_text(encoding="utf-8"))["events"]
+    found = [e["params"] for e in events if "initiator" in e.get("params", {})]
+    # The browser's own requests, for updates and the like, have no page for an initiator.
+    return [
+        p["url"]
+        for p in found
+        if p["initiator"] != "not an origin" and not p["url"].startswith(("data:", itself))
+    ]
+
+
+def without_policy(text: str) -> str:
+    bare, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    assert count == 1
+    return bare
+
+
+def test_the_check_itself_sees_requests_and_console_errors(tmp_path):
+    page = (
+        "<img src='http://example.org/x.png'><link rel=stylesheet href='https://example.org/a.css'>"
+        "<script>console.error('boom')</script>"
+    )
+    seen = visit(page, tmp_path)
+    assert set(seen.requests) == {"http://example.org/x.png", "https://example.org/a.css"}
+    assert any("boom" in line for line in seen.console)
+
+
+@pytest.mark.parametrize("make", [passing, failing, evil])
+def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp_path):
+    made: Report = make()
+    text = html.render(made)
+    # Once with its content security policy, and once without, so that it is not the policy alone.
+    for folder, page in (("with", text), ("without", without_policy(text))):
+        (tmp_path / folder).mkdir()
+        seen = visit(page, tmp_path / folder)
+        assert seen.console == []
+        assert seen.requests == []
+        body = re.sub(r"<style>.*?</style>", "", seen.dom, flags=re.DOTALL)
+        words = unescape(" ".join(re.sub(r"<[^>]+>", " ", body).split())).replace("\u00a0", " ")
+        assert " ".join(_verdict.sentence(made).split()) in " ".join(words.split())
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_does_not_scroll_sideways(width, tmp_path):
+    # Headless windows have a least width, so the page is put into a frame as wide as a phone.
+    probe = (
+        "<script>addEventListener('load', () => parent.postMessage("
+        "[innerWidth, document.documentElement.scrollWidth], '*'))</script>"
+    )
+    inner = without_policy(html.render(failing())).replace("</body>", f"{probe}</body>")
+    (tmp_path / "inner.html").write_text(inner, encoding="utf-8")
+    outer = (
+        "<script>addEventListener('message', e => document.title = 'measured ' + e.data)</script>"
+        f"<iframe src='inner.html' style='border:0;width:{width}px;height:900px'></iframe>"
+    )
+    seen = visit(outer, tmp_path, width=1400)
+    match = re.search(r"measured (\d+),(\d+)", seen.dom)
+    assert match is not None, seen.dom[:500]
+    shown, needed = map(int, match.groups())
+    assert shown == width
+    assert needed <= shown
