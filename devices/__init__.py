@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from hetero import _plugins
 from hetero.devices._doctor import Check, examine
+from hetero.devices._embedder import DeviceEmbedder
 from hetero.devices._protocol import RUNTIMES
 from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
@@ -22,6 +23,7 @@ __all__ = [
     "Check",
     "Conditions",
     "Device",
+    "DeviceEmbedder",
     "Execution",
     "Link",
     "Plan",

@@ -93,7 +93,7 @@ class LocalLink:
         part = target.with_name(f".{target.name}.part")
         with storage_errors(target):
             part.unlink(missing_ok=True)
-            # A link costs no space. What is put again gets a copy: the linked file was altered.
+            # What is named by its content does not change, and a link costs no space.
             if again or not _linked(source, part):
                 shutil.copyfile(source, part)
             os.replace(part, target)

@@ -23,10 +23,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,15 +34,17 @@ from jaxtyping import UInt8
 from hetero import _plugins, errors
 from hetero._files import canonical_json, make_folder, storage_errors
 from hetero.bundle import Artifact, Bundle, digest
-from hetero.errors import BundleError, ConfigError, ExportError
+from hetero.errors import BundleError, ConfigError, ExportError, HeteroError
 from hetero.export._job import ConvertJob, Facts, Runner
 from hetero.export._parity import GATES
+from hetero.space import Embeddings
 
 __all__ = [
     "MIN_CALIBRATION",
     "PRECISIONS",
     "SCHEMA",
     "ConvertJob",
+    "FileEmbedder",
     "Facts",
     "Runner",
     "export",
@@ -60,6 +62,7 @@ PRECISIONS = tuple(GATES)
 
 #: Fewer calibration pictures than this cannot be split into a part to fit and a part to judge.
 MIN_CALIBRATION = 8
+
 
 def formats() -> tuple[str, ...]:
     """Names of the formats there are."""
@@ -85,6 +88,45 @@ def load(path: Path, format: str) -> Runner:
     """
     runner: Runner = module(format).load(path)
     return runner
+
+
+class FileEmbedder:
+    """A bundle's model file on this machine, as a `hetero.embedder.Embedder`; a context manager.
+
+    Args:
+        bundle: Where the file is.
+        item: Which of its files.
+    """
+
+    def __init__(self, bundle: Bundle, item: Artifact) -> None:
+        self._bundle, self._item = bundle, item
+        self._runner = load(bundle.path(item), item.kind)
+        self.space = bundle.space
+        self.name = f"{item.kind} {item.precision} by {self._runner.runtime}"
+
+    @property
+    def runtime(self) -> str:
+        """What executes the file, with its version."""
+        return self._runner.runtime
+
+    def __enter__(self) -> FileEmbedder:
+        """Itself."""
+        self._runner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing; the file is closed."""
+        self._runner.__exit__(kind, error, trace)
+
+    def embed(self, ids: Sequence[str], pixels: UInt8[np.ndarray, "n s s 3"]) -> Embeddings:
+        """See `hetero.embedder.Embedder.embed`."""
+        rows = self._runner(self._bundle.inputs(self._item, pixels))
+        return Embeddings.normalised(self.space, ids, rows, self.name)
 
 
 def file_name(format: str, precision: str, bake: bool = True) -> str:
@@ -123,8 +165,8 @@ def export(
     """The bundle with one more model file, converted, run on the probe and found to agree.
 
     Conversion and comparison happen in a child process, whose chatter goes to
-    ``logs/export-FORMAT-PRECISION.log`` in the bundle. Nothing that was in the bundle changes unless
-    all of it succeeds; then a file of the same format and precision is replaced.
+    ``logs/export-FORMAT-PRECISION.log`` in the bundle. Nothing that was in the bundle changes
+    unless all of it succeeds; then a file of the same format and precision is replaced.
 
     Args:
         bundle: Its weights and probe are verified; its other files need not be whole, so that an
@@ -169,6 +211,8 @@ def export(
             facts=facts,
         )
         result = _register(bundle, item, job.output, scratch)
+    if "fallback" in facts:
+        say(f"{what}: {facts['fallback']}")
     say(
         f"{what}: {size / 2**20:.2f} MiB, worst cosine to PyTorch {facts['cosine_worst']:.6f}, "
         f"{facts['conversion_s']:.1f} s"
@@ -302,17 +346,33 @@ def _register(bundle: Bundle, item: Artifact, written: Path, scratch: Path) -> B
 
     The manifest is read again, as another export may have written it meanwhile. A run killed
     between two steps leaves a bundle whose manifest is true: the entry goes before its file does.
+    A step that fails puts back what was there.
     """
     current = Bundle.load(bundle.root, verify=False)
     if current.digest != bundle.digest:
         raise BundleError(f"{bundle.root}: its weights changed during the export; export again")
-    last = [f for f in current.manifest.files if (f.kind, f.precision) == (item.kind, item.precision)]
-    with storage_errors(bundle.root):
-        if last:
-            current = current.without_artifact(item.kind, item.precision)
-        for path in {current.path(f) for f in last} | {current.path(item)}:
-            # A folder cannot be replaced by a rename as a file can; so both move away first.
-            if path.exists():
-                os.replace(path, scratch / f"last-{path.name}")
-        os.replace(written, current.path(item))
-        return current.with_artifact(item)
+    same = (item.kind, item.precision)
+    last = [f for f in current.manifest.files if (f.kind, f.precision) == same]
+    target = current.path(item)
+    aside: dict[Path, Path] = {}
+    try:
+        with storage_errors(bundle.root):
+            if last:
+                current = current.without_artifact(*same)
+            for path in {current.path(f) for f in last} | {target}:
+                # A folder cannot be replaced by a rename as a file can; so both move away first.
+                if path.exists():
+                    os.replace(path, scratch / f"last-{path.name}")
+                    aside[path] = scratch / f"last-{path.name}"
+            os.replace(written, target)
+            return current.with_artifact(item)
+    except BaseException:
+        if not written.exists():
+            os.replace(target, written)
+        for path, kept in aside.items():
+            os.replace(kept, path)
+        for entry in last:
+            # On a full disk this may fail too; the file is then there and not listed.
+            with contextlib.suppress(HeteroError, OSError):
+                current = current.with_artifact(entry)
+        raise

@@ -15,7 +15,8 @@ from pathlib import Path
 from hetero._files import write_json
 from hetero.bundle import Bundle, digest
 from hetero.errors import BundleError, HeteroError
-from hetero.export import ConvertJob, Facts, module
+from hetero.export import module
+from hetero.export._job import ConvertJob, Facts, first_line
 from hetero.export._parity import check
 
 
@@ -45,13 +46,6 @@ def run(job: ConvertJob) -> Facts:
     }
 
 
-def _line(error: BaseException) -> str:
-    """The last line of an error that says something, with its kind."""
-    lines = [" ".join(x.split()) for x in str(error).splitlines() if x.strip()]
-    # Converters append advice and links to their errors; the first line is the error itself.
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
 def main(path: Path) -> int:
     """Exit code 0; result.json says whether it worked."""
     job = ConvertJob.from_json(path.read_text(encoding="utf-8"))
@@ -62,7 +56,7 @@ def main(path: Path) -> int:
         result = {"error": type(error).__name__, "message": str(error), "ours": True}
     except Exception as error:  # whatever a converter raises is reported, with its trace in the log
         traceback.print_exc()
-        result = {"error": "ExportError", "message": _line(error), "ours": False}
+        result = {"error": "ExportError", "message": first_line(error), "ours": False}
     write_json(path.with_name("result.json"), json.loads(json.dumps(result)))
     return 0
 

@@ -70,7 +70,7 @@ def whole(net: nn.Module) -> nn.Module:
 
 
 def converted(net: nn.Module, job: ConvertJob) -> tuple[Any, Facts]:
-    """coremltools' model of a net, and by which way it came about.
+    """A net as coremltools' model, and by which way it came about.
 
     The way by torch.export comes first. Where it is refused, the net is traced, and the facts say
     so under "fallback".
@@ -115,7 +115,7 @@ def converted(net: nn.Module, job: ConvertJob) -> tuple[Any, Facts]:
         reason = f"{type(error).__name__}: {line(error)}"
     try:
         with torch.no_grad():
-            model = run(torch.jit.trace(net, example))
+            model = run(torch.jit.trace(net, example))  # type: ignore[no-untyped-call]
     except Exception as error:  # the two reasons together say what is wrong with the net
         raise ExportError(
             f"coremltools refuses the net by way of torch.export ({reason}) and by way of tracing "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,4 +143,15 @@ def in_batches(
         missing = batch - len(part) if shape[0] else 0
         full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
         rows.append(call(np.ascontiguousarray(full))[: len(part)])
-    return np.concatenate(rows).astype(np.float32)
+    return np.concatenate(rows, dtype=np.float32)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, with its kind, without colours.
+
+    Where a converter wraps an error in a notice about its own steps, the error inside is meant.
+    """
+    inner = error.__cause__ or error
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(inner))
+    said = next((" ".join(x.split()) for x in text.splitlines() if x.strip()), "")
+    return f"{type(inner).__name__}: {said[:300]}".removesuffix(": ")

@@ -198,6 +198,7 @@ def _call(
         KeyError,
         TypeError,
         AttributeError,
+        ArithmeticError,
         MemoryError,
     ) as error:
         line = " ".join(str(error).split())[:200]

@@ -41,8 +41,11 @@ _ARRAYS: Mapping[int, str] = MappingProxyType(
 #: Core ML's number for what an image holds.
 _COLOURS: Mapping[int, str] = MappingProxyType({10: "GREY", 20: "RGB", 30: "BGR", 40: "GREY fp16"})
 
+#: In letters; converters name values after modules, and nest them deeply.
+_LONGEST_NAME = 500
+
 #: A single tensor larger than this would not fit a phone; a file that declares it is hostile.
-_MAX_ELEMENTS = 1 << 30
+MAX_ELEMENTS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -155,15 +158,24 @@ def read(path: Path) -> Package:
     block = function.block_specializations.get(function.opset)
     if block is None:
         raise BundleError(f"{file}: no operations for {function.opset!r}; export it again")
+    arguments = tuple(_value(x.name, x.type, file) for x in function.inputs)
+    inputs = tuple(_port(x, file) for x in spec.description.input)
+    outputs = tuple(_port(x, file) for x in spec.description.output)
+    for said, has in ((inputs, [x.name for x in arguments]), (outputs, block.outputs)):
+        if sorted(x.name for x in said) != sorted(has):
+            raise BundleError(
+                f"{file}: the description names {[x.name for x in said]} where the program has "
+                f"{list(has)}; export it again"
+            )
     return Package(
         path=path,
         version=spec.specificationVersion,
         opset=function.opset,
         description=spec.description.metadata.shortDescription,
         metadata=metadata,
-        inputs=tuple(_port(x, file) for x in spec.description.input),
-        outputs=tuple(_port(x, file) for x in spec.description.output),
-        arguments=tuple(_value(x.name, x.type, file) for x in function.inputs),
+        inputs=inputs,
+        outputs=outputs,
+        arguments=arguments,
         operations=tuple(_operation(x, weights, file) for x in block.operations),
         results=tuple(block.outputs),
         weight_bytes=weights.size_bytes,
@@ -177,26 +189,40 @@ def _operation(raw: Any, weights: Weights, file: Path) -> Operation:
         ExportError: It has inner blocks, or attributes that nobody here knows.
     """
     outputs = tuple(_value(x.name, x.type, file) for x in raw.outputs)
+    _named(raw.type, file)
     label = f"Core ML op {raw.type!r} (output {outputs[0].name if outputs else ''!r})"
     if raw.blocks:
         raise ExportError(f"{file}: {label} has inner blocks; control flow is not known here")
     inputs: dict[str, tuple[str | Constant, ...]] = {}
     for name, argument in raw.inputs.items():
+        _named(name, file)
         bound: list[str | Constant] = []
         for binding in argument.arguments:
             if binding.WhichOneof("binding") == "name":
-                bound.append(binding.name)
+                bound.append(_named(binding.name, file))
             else:
                 bound.append(_constant(name, binding.value, weights, file))
         inputs[name] = tuple(bound)
     stored = raw.type == "const" or raw.type.startswith("constexpr_")
     for name, value in raw.attributes.items():
+        _named(name, file)
         if name == "name":
             continue  # a label for people
         if not stored or name in inputs:
             raise ExportError(f"{file}: {label} has an attribute {name!r}, which is not known here")
         inputs[name] = (_constant(name, value, weights, file),)
     return Operation(raw.type, inputs, outputs)
+
+
+def _named(name: str, file: Path) -> str:
+    """The name, if it is short enough to stand in a message.
+
+    Raises:
+        BundleError: It is not.
+    """
+    if len(name) > _LONGEST_NAME:
+        raise BundleError(f"{file}: a name of {len(name)} letters: {name[:40]!r}…; export it again")
+    return name
 
 
 def _constant(name: str, raw: Any, weights: Weights, file: Path) -> Constant:
@@ -215,7 +241,7 @@ def _constant(name: str, raw: Any, weights: Weights, file: Path) -> Constant:
         return Constant(type, weights.array(blob.fileName, blob.offset, type.dtype, shape))
     tensor = raw.immediateValue.tensor
     kind = tensor.WhichOneof("value")
-    values = getattr(tensor, kind).values if kind else ()
+    values: Any = getattr(tensor, kind).values if kind else ()
     if type.dtype == "string":
         if kind != "strings" or len(values) != 1 or shape:
             raise ExportError(f"{file}: {name!r}: one text was expected, got {len(values)} values")
@@ -240,6 +266,7 @@ def _value(name: str, raw: Any, file: Path) -> Value:
         ExportError: Not a tensor, or of an element type that is not known here.
     """
     kind = raw.WhichOneof("type")
+    _named(name, file)
     if kind != "tensorType":
         raise ExportError(f"{file}: {name!r} is a {kind}; only tensors are known here")
     number = raw.tensorType.dataType
@@ -250,13 +277,14 @@ def _value(name: str, raw: Any, file: Path) -> Value:
         for d in raw.tensorType.dimensions
     )
     value = Value(name, _DTYPES[number], shape)
-    if math.prod(d for d in shape if d is not None) > _MAX_ELEMENTS:
+    if math.prod(d for d in shape if d is not None) > MAX_ELEMENTS:
         raise BundleError(f"{file}: {name!r} of shape {shape} is larger than any phone's memory")
     return value
 
 
 def _port(raw: Any, file: Path) -> Port:
     kind = raw.type.WhichOneof("Type")
+    _named(raw.name, file)
     if kind == "imageType":
         image = raw.type.imageType
         colour = _COLOURS.get(image.colorSpace, f"type {image.colorSpace}")

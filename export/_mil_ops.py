@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from hetero.export import _mil_packed as packed
 from hetero.export import _mil_spatial as spatial
-from hetero.export._mil_spatial import ints
+from hetero.export._mil_spatial import bounded, ints
 
 
 def _flags(value: Tensor | None, rank: int) -> list[bool]:
@@ -174,6 +174,12 @@ def _split(
     return torch.split(x, sizes, int(axis))
 
 
+def _tile(x: Tensor, reps: Tensor) -> Tensor:
+    times = ints(reps, ())
+    bounded(*x.shape, *times)
+    return x.repeat(times)
+
+
 def _slice_by_index(
     x: Tensor,
     begin: Tensor,
@@ -226,6 +232,7 @@ def _fill(
     flat = ints(pad, ())
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
     pairs = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    bounded(*(n + sum(p) for n, p in zip(x.shape, pairs, strict=True)))
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     if mode not in modes:
         raise ValueError(f"unknown mode {mode!r}")
@@ -294,7 +301,7 @@ OPS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = MappingProxyType
         "slice_by_index": _slice_by_index,
         "slice_by_size": _slice_by_size,
         "gather": _gather,
-        "tile": lambda x, reps: x.repeat(ints(reps, ())),
+        "tile": _tile,
         "pad": _fill,
         "shape": lambda x: torch.tensor(x.shape, dtype=torch.int32),
         "upsample_bilinear": spatial.upsample_bilinear,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetero.export._mil_spatial import ints
+from hetero.export._mil_spatial import bounded, ints
 
 
 def _along(value: Tensor, x: Tensor, axis: Tensor | int | None) -> Tensor:
@@ -25,11 +25,14 @@ def _along(value: Tensor, x: Tensor, axis: Tensor | int | None) -> Tensor:
 def affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Tensor
 ) -> Tensor:
+    """Floats: scale · (data - zero point), each one number or one per index of an axis."""
     zero = _along(zero_point.float(), quantized_data, axis)
     return _along(scale, quantized_data, axis) * (quantized_data.float() - zero)
 
 
 def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Floats: scale · (data - offset), one of each per block of the data."""
+
     def blown_up(value: Tensor) -> Tensor:
         for axis, (n, size) in enumerate(zip(value.shape, data.shape, strict=True)):
             if size % n:
@@ -42,7 +45,9 @@ def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = N
 
 
 def lut_to_dense(indices: Tensor, lut: Tensor, shape: Tensor) -> Tensor:
+    """The table's entries that packed indices name, lowest bits first."""
     size = ints(shape, ())
+    bounded(*size)
     bits = len(lut).bit_length() - 1
     if len(lut) not in (2, 4, 16, 64, 256):
         raise ValueError(f"a table of {len(lut)} entries")
@@ -52,7 +57,9 @@ def lut_to_dense(indices: Tensor, lut: Tensor, shape: Tensor) -> Tensor:
 
 
 def sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Tensor) -> Tensor:
+    """The values at the places whose bit is set, lowest bits first, and zeros."""
     size = ints(shape, ())
+    bounded(*size)
     where = np.unpackbits(mask.numpy(), bitorder="little")[: math.prod(size)].astype(bool)
     if where.sum() != len(nonzero_data):
         raise ValueError(f"{len(nonzero_data)} values for {where.sum()} places")
@@ -68,6 +75,7 @@ def quantize(
     zero_point: Tensor | None = None,
     axis: Tensor | None = None,
 ) -> Tensor:
+    """Integers: round(input / scale) + zero point, within the type's range."""
     limits = {"int8": (torch.int8, -128, 127), "uint8": (torch.uint8, 0, 255)}
     if output_dtype not in limits:
         raise ValueError(f"unknown output_dtype {output_dtype!r}")
@@ -80,6 +88,7 @@ def quantize(
 def dequantize(
     input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: Tensor | None = None
 ) -> Tensor:
+    """Floats: scale · (input - zero point)."""
     y = input.float()
     y = y if zero_point is None else y - _along(zero_point.float(), input, axis)
     return y * _along(scale, input, axis)

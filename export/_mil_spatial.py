@@ -14,10 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hetero.export._mil_file import MAX_ELEMENTS
+
 
 def ints(value: Tensor | None, default: Sequence[int]) -> list[int]:
     """The whole numbers in a tensor, or the default where there is none."""
     return list(default) if value is None else [int(x) for x in value.flatten().tolist()]
+
+
+def bounded(*sizes: int) -> None:
+    """Nothing, if a tensor of these sizes can be meant; asked before one is made.
+
+    Raises:
+        ValueError: It would fill the memory.
+    """
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise ValueError(f"a tensor of shape {sizes} is larger than any phone's memory")
 
 
 def _around(
@@ -50,6 +62,7 @@ def _around(
 
 def _pad(x: Tensor, around: Sequence[tuple[int, int]], value: float) -> Tensor:
     flat = [n for pair in reversed(around) for n in pair]
+    bounded(*x.shape[:2], *(n + sum(p) for n, p in zip(x.shape[2:], around, strict=True)))
     return functional.pad(x, flat, value=value) if any(flat) else x
 
 
@@ -63,10 +76,11 @@ def conv(
     dilations: Tensor | None = None,
     groups: Tensor | int = 1,
 ) -> Tensor:
+    """Convolution in one or two dimensions."""
     n = x.ndim - 2
     step, dilation = ints(strides, [1] * n), ints(dilations, [1] * n)
     window = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
-    run = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[n]
+    run = functional.conv1d if n == 1 else functional.conv2d
     around = _around(x, window, step, pad_type, pad)
     even = all(a == b for a, b in around)  # then the convolution pads by itself, without a copy
     padding = [a for a, _ in around] if even else [0] * n
@@ -87,6 +101,8 @@ def _windows(
         # A window that would begin in the padding after the picture is dropped.
         if ceil and (count - 1) * s >= size + before and before + after > 0:
             count -= 1
+        if (count - 1) * s >= size + before:
+            raise ValueError("a window that begins behind the picture is not specified")
         out.append(count)
         whole.append((before, after + max(0, (count - 1) * s + k - total)))
     return whole, out
@@ -109,11 +125,12 @@ def max_pool(
     pad: Tensor | None = None,
     ceil_mode: Tensor | bool = False,
 ) -> Tensor:
+    """The largest element of each window."""
     n = x.ndim - 2
     kernel, step = ints(kernel_sizes, ()), ints(strides, [1] * n)
     around = _around(x, kernel, step, pad_type, pad)
     whole, out = _windows(x, kernel, step, around, bool(ceil_mode))
-    run = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[n]
+    run = functional.max_pool1d if n == 1 else functional.max_pool2d
     return _pool(run, _pad(x, whole, -math.inf), kernel, step, out)
 
 
@@ -126,6 +143,7 @@ def avg_pool(
     exclude_padding_from_average: Tensor | bool = False,
     ceil_mode: Tensor | bool = False,
 ) -> Tensor:
+    """The mean of each window."""
     n = x.ndim - 2
     kernel, step = ints(kernel_sizes, ()), ints(strides, [1] * n)
     around = _around(x, kernel, step, pad_type, pad)
@@ -133,7 +151,7 @@ def avg_pool(
     exclude = bool(exclude_padding_from_average)
     if whole != around and not exclude:
         raise ValueError("whether windows that reach over the end count whole is not specified")
-    run = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[n]
+    run = functional.avg_pool1d if n == 1 else functional.avg_pool2d
     y = _pool(run, _pad(x, whole, 0.0), kernel, step, out)
     if exclude and any(a or b for a, b in whole):
         y = y / _pool(run, _pad(torch.ones_like(x), whole, 0.0), kernel, step, out)
@@ -152,8 +170,9 @@ def _scaled(size: int, factor: Tensor | int) -> int:
 def _blend(x: Tensor, axis: int, at: np.ndarray[Any, Any]) -> Tensor:
     """Linear interpolation along an axis, at these positions."""
     size = x.shape[axis]
+    bounded(x.numel() // size, len(at))
     at = np.clip(at, 0, size - 1)
-    low = np.minimum(np.floor(at).astype(np.int64), size - 1)
+    low = np.floor(at).astype(np.int64)
     high = np.minimum(low + 1, size - 1)
     part = torch.from_numpy((at - low).astype(np.float32))
     part = part.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
@@ -163,6 +182,7 @@ def _blend(x: Tensor, axis: int, at: np.ndarray[Any, Any]) -> Tensor:
 
 def _grid(size: int, out: int, mode: str) -> np.ndarray[Any, Any]:
     """Where the `out` samples of an axis lie, in units of its own elements."""
+    bounded(out)
     i = np.arange(out, dtype=np.float64)
     if mode == "ALIGN_CORNERS" and out == 1:
         return np.array([(size - 1) / 2])
@@ -182,6 +202,7 @@ def upsample_bilinear(
     align_corners: Tensor | bool = True,
     half_pixel_centers: Tensor | bool | None = None,
 ) -> Tensor:
+    """The last two axes scaled, bilinear."""
     aligned = bool(align_corners)
     half = not aligned if half_pixel_centers is None else bool(half_pixel_centers)
     if aligned and half:
@@ -199,6 +220,7 @@ def resize_bilinear(
     target_size_width: Tensor | int = 1,
     sampling_mode: str = "DEFAULT",
 ) -> Tensor:
+    """The last two axes brought to a size, bilinear."""
     x = _blend(x, -2, _grid(x.shape[-2], int(target_size_height), sampling_mode))
     return _blend(x, -1, _grid(x.shape[-1], int(target_size_width), sampling_mode))
 
@@ -206,10 +228,12 @@ def resize_bilinear(
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: Tensor | int = 1, scale_factor_width: Tensor | int = 1
 ) -> Tensor:
+    """The last two axes scaled, nearest neighbour."""
     for axis, factor in ((-2, scale_factor_height), (-1, scale_factor_width)):
         size = x.shape[axis]
         out = _scaled(size, factor)
         if abs(float(factor) * size - out) > 1e-3:
             raise ValueError(f"{size} scaled by {float(factor):g} is no whole number")
+        bounded(x.numel() // size, out)
         x = x.index_select(axis, torch.arange(out) * size // out)
     return x

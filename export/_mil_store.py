@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import struct
 import sys
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def model_file(path: Path) -> Path:
     try:
         raw = json.loads(contents.read_bytes())
         inner = raw["itemInfoEntries"][raw["rootModelIdentifier"]]["path"]
-        found = path / "Data" / inner
+        found: Path = path / "Data" / inner
         inside = found.resolve().is_relative_to(path.resolve())
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
@@ -167,9 +168,12 @@ class Weights:
 
     def _bytes(self, name: str) -> bytes:
         if name not in self._files:
+            # No "..", no absolute path, nothing that a file system may read in its own way.
+            if not re.fullmatch(r"@model_path(/\w[\w.\-]{0,99})+", name):
+                raise BundleError(f"{self._package}: {name[:99]!r} leads out of the package")
             file = self._home / name.removeprefix("@model_path/")
             if not file.resolve().is_relative_to(self._package.resolve()):
-                raise BundleError(f"{self._package}: {name!r} leads out of the package")
+                raise BundleError(f"{file}: leads out of the package through a link")
             try:
                 raw = file.read_bytes()
             except OSError as error:

@@ -86,12 +86,27 @@ class Parity:
         missed = [
             f"{name} {value:.6g} is {word} {bound:g}"
             for name, value, bound, word, bad in (
-                ("worst cosine", self.cosine_worst, gate.cosine_worst, "below",
-                 self.cosine_worst < gate.cosine_worst),
-                ("median cosine", self.cosine_median, gate.cosine_median, "below",
-                 self.cosine_median < gate.cosine_median),
-                ("largest difference", self.max_abs_diff, gate.max_abs_diff, "above",
-                 self.max_abs_diff > gate.max_abs_diff),
+                (
+                    "worst cosine",
+                    self.cosine_worst,
+                    gate.cosine_worst,
+                    "below",
+                    self.cosine_worst < gate.cosine_worst,
+                ),
+                (
+                    "median cosine",
+                    self.cosine_median,
+                    gate.cosine_median,
+                    "below",
+                    self.cosine_median < gate.cosine_median,
+                ),
+                (
+                    "largest difference",
+                    self.max_abs_diff,
+                    gate.max_abs_diff,
+                    "above",
+                    self.max_abs_diff > gate.max_abs_diff,
+                ),
             )
             if bad
         ]

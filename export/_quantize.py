@@ -24,7 +24,6 @@ from hetero.errors import ExportError
 from hetero.export._job import ConvertJob, Runner
 from hetero.models import mobilenet
 
-
 T = TypeVar("T")
 
 
@@ -33,7 +32,7 @@ class Calibration:
     """Calibration pictures as the file takes them, in two parts.
 
     Attributes:
-        fit: Inputs that ranges are fitted to: uint8 NHWC or float32 NCHW.
+        fit: Inputs that ranges are fitted to: uint8 NHWC or float32 NCHW, whole batches.
         held_out: Inputs that no range was fitted to; every fourth picture.
         vectors: PyTorch's unit rows for `held_out`.
     """
@@ -110,7 +109,10 @@ def calibration_of(job: ConvertJob, net: nn.Module) -> Calibration:
     held_out = inputs[out]
     with torch.no_grad():
         rows = [net(torch.from_numpy(held_out[i : i + 64])) for i in range(0, len(held_out), 64)]
-    return Calibration(inputs[~out], held_out, torch.cat(rows).float().numpy())
+    fit = inputs[~out]
+    # The first pictures once more, where the last batch of a fixed size is not full.
+    fit = fit.take(range(len(fit) + -len(fit) % max(1, job.batch)), axis=0, mode="wrap")
+    return Calibration(fit, held_out, torch.cat(rows).float().numpy())
 
 
 def best_of(

@@ -1,10 +1,11 @@
 """Core ML packages (ML programs, iOS 17 and macOS 14): converted by coremltools.
 
 Core ML runs on Apple's systems only. Elsewhere a package is run by a reference interpreter of its
-program (`_mil`), which proves graph, weights, compression and float16 rounding, not Apple's runtime.
+program (`_mil`), which proves graph, weights, compression and float16 rounding, not Apple's
+runtime.
 
-A baked package takes an RGB image, Core ML's form of uint8 NHWC, one picture a call. The int8 here
-is that of the weights; Core ML computes in float16.
+A baked package takes an RGB image, Core ML's form of uint8 NHWC, one picture a call. Here int8 is
+the form of the weights; Core ML computes in float16.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def describe(path: Path) -> dict[str, object]:
 
 class _Base:
     """What both Runners share: one input, one output, a batch of a fixed size."""
+
+    runtime: str
 
     def __init__(self, package: _mil_file.Package) -> None:
         path = package.path

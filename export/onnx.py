@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,7 @@ from jaxtyping import Float32
 from hetero._files import write_atomically
 from hetero.errors import BundleError, require
 from hetero.export import _seal
-from hetero.export._job import ConvertJob, Facts, Runner, in_batches
+from hetero.export._job import ConvertJob, Facts, Runner, first_line, in_batches
 
 EXTRA = "onnx"
 SUFFIX = ".onnx"
@@ -29,14 +28,6 @@ RUNS_HERE = ""
 
 #: ONNX Runtime 1.17 (2024) and later read it.
 OPSET = 20
-
-#: Operators that do the work; what lies before the first or after the last stays float32.
-_WEIGHTY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-#: In nets with attention, quantising more than these costs accuracy and gains no time.
-_ATTENTION = frozenset({"Softmax", "LayerNormalization", "Attention"})
-
-_PERCENT = 99.99
 
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -51,17 +42,18 @@ def convert(job: ConvertJob) -> Facts:
     require("onnxscript", EXTRA)
     onnx = require("onnx", EXTRA)
     _runtime()
-    from hetero.export import _quantize
+    from hetero.export import _onnx_quantize, _quantize
 
-    net = _quantize.net_of(job)
+    # One fused operator is the faster form, but it has no int8 kernel.
+    net = _quantize.net_of(job, "as it is" if job.precision == "int8" else "fused")
     model, how = trace(net, job)
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"opset": OPSET, **how}
     if job.precision == "fp16":
-        model = _half(model)
+        model = _onnx_quantize.half(model)
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
-        candidates = _int8(model, calibration.fit, job)
+        candidates = _onnx_quantize.int8(model, calibration.fit, job)
         best, means = _quantize.best_of(
             candidates, lambda raw: _Session(raw, "candidate", job.threads), calibration
         )
@@ -102,122 +94,16 @@ def trace(net: Any, job: ConvertJob) -> tuple[Any, Facts]:
         return program.model_proto, {"exporter": "torch.export"}
     except Exception as error:  # its own exceptions are private and many
         logging.getLogger(__name__).exception("the exporter built on torch.export refused")
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-    import io
-
+        reason = first_line(error)
     import onnx
 
-    file = io.BytesIO()
+    path = job.output.with_name(f"torchscript{SUFFIX}")
     axes = None if job.batch else {name: {0: "n"}, "embedding": {0: "n"}}
-    torch.onnx.export(net, example, file, dynamo=False, dynamic_axes=axes, **common)
-    return onnx.load_from_string(file.getvalue()), {
+    torch.onnx.export(net, example, path, dynamo=False, dynamic_axes=axes, **common)
+    return onnx.load(path), {
         "exporter": "torchscript",
         "fallback": f"exported through TorchScript, as torch.export refused: {reason}",
     }
-
-
-# -- precisions ---------------------------------------------------------------------------------
-
-
-def _half(model: Any) -> Any:
-    """The model with weights and work in float16, and float32 around the work."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    # torch.export lists its weights among the values between nodes; the converter then takes
-    # those that stay float32 for float16.
-    weights = {i.name for i in model.graph.initializer}
-    kept = [v for v in model.graph.value_info if v.name not in weights]
-    model.graph.ClearField("value_info")
-    model.graph.value_info.extend(kept)
-    outside = [n.name for n in _outside(model.graph)]
-    half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=outside))
-    # Between nodes that stay float32 the converter leaves float32 -> float16 -> float32, which
-    # would round what is float32 on purpose, the embedding included.
-    half.remove_cascaded_cast_nodes()
-    half.topological_sort(is_deterministic=True)
-    return half.model
-
-
-def _int8(model: Any, inputs: np.ndarray[Any, Any], job: ConvertJob) -> dict[str, bytes]:
-    """For each way of choosing ranges, a model with int8 weights per channel and uint8 activations."""
-    import onnx
-    from onnxruntime import quantization as q
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    plain, ready = (job.output.with_name(f"{n}{SUFFIX}") for n in ("plain", "ready"))
-    onnx.save(model, str(plain))
-    # Symbolic shape inference fails on what torch.export makes of the L2 tail (onnxruntime 1.32).
-    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    graph = onnx.load(str(ready)).graph
-    kinds = {n.op_type for n in graph.node}
-    candidates = {}
-    for name, method in (
-        ("min-max", q.CalibrationMethod.MinMax),
-        (f"{_PERCENT}%", q.CalibrationMethod.Percentile),
-    ):
-        path = job.output.with_name(f"{name}{SUFFIX}")
-        q.quantize_static(
-            str(ready),
-            str(path),
-            _reader(graph.input[0].name, inputs, job.batch or 1),
-            quant_format=q.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"] if kinds & _ATTENTION else None,
-            per_channel=True,
-            activation_type=q.QuantType.QUInt8,
-            weight_type=q.QuantType.QInt8,
-            nodes_to_exclude=[n.name for n in _outside(graph)],
-            calibrate_method=method,
-            # One batch at a time; else the histograms keep every activation of every picture.
-            extra_options={"CalibPercentile": _PERCENT, "CalibStridedMinMax": 1},
-        )
-        candidates[name] = path.read_bytes()
-    return candidates
-
-
-def _reader(name: str, inputs: np.ndarray[Any, Any], batch: int) -> Any:
-    """The calibration pictures as onnxruntime's quantiser reads them, whole batches only."""
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = [inputs[i : i + batch] for i in range(0, len(inputs) - batch + 1, batch)]
-            self._left: Iterator[np.ndarray[Any, Any]] = iter(self._batches)
-
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            part = next(self._left, None)
-            return None if part is None else {name: part}
-
-        def __len__(self) -> int:
-            return len(self._batches)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self._left = iter(self._batches[start_index:end_index])
-
-    return Reader()
-
-
-def _outside(graph: Any) -> list[Any]:
-    """The nodes before the first and after the last weighty one on each path."""
-    constant = {i.name for i in graph.initializer}
-
-    def reach(start: Iterable[str], forward: bool) -> set[int]:
-        seen: set[int] = set()
-        edge = set(start) - constant
-        while edge:
-            tensor = edge.pop()
-            for at, node in enumerate(graph.node):
-                near, far = (node.input, node.output) if forward else (node.output, node.input)
-                if tensor in near and at not in seen and node.op_type not in _WEIGHTY:
-                    seen.add(at)
-                    edge |= set(far) - constant
-        return seen
-
-    found = reach((i.name for i in graph.input), True) | reach((o.name for o in graph.output), False)
-    return [graph.node[at] for at in sorted(found)]
-
-
-# -- the file -----------------------------------------------------------------------------------
 
 
 def _finished(model: Any, job: ConvertJob) -> bytes:
@@ -243,7 +129,8 @@ def _finished(model: Any, job: ConvertJob) -> bytes:
     for domain in [o for o in model.opset_import if o.domain not in used]:
         model.opset_import.remove(domain)
     model.producer_name, model.producer_version = "hetero", ""
-    onnx.helper.set_model_props(model, dict(sorted({**job.metadata, _seal.KEY: _seal.BLANK}.items())))
+    texts = {**job.metadata, _seal.KEY: _seal.BLANK}
+    onnx.helper.set_model_props(model, dict(sorted(texts.items())))
     onnx.checker.check_model(model)
     raw: bytes = model.SerializeToString(deterministic=True)
     return _seal.seal(raw)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,15 +31,6 @@ METADATA = b"hetero"
 
 _IDENTIFIER = b"TFL3"
 
-#: Operators that do the work; what lies before the first or after the last stays float in int8.
-_WEIGHTY = frozenset(
-    {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV", "CONV_3D"}
-)
-
-#: Share of an activation's values, in percent, that the narrower of the two ranges holds.
-_PERCENT = 99.99
-_BINS = 4096
-
 _VERSIONS = ("torch", "litert-torch", "litert-converter", "litert-quantizer", "ai-edge-litert")
 
 
@@ -55,19 +45,19 @@ def convert(job: ConvertJob) -> Facts:
     litert_torch = require("litert_torch", EXTRA)
     import torch
 
-    from hetero.export import _quantize
+    from hetero.export import _quantize, _tflite_quantize
 
     net = _quantize.net_of(job, "relu6" if job.precision == "int8" else "fused")
     example = torch.zeros(job.input_shape, dtype=torch.uint8 if job.bake else torch.float32)
     model: bytes = litert_torch.convert(net, (example,)).model_content()
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     if job.precision == "fp16":
-        model = _half(model)
+        model = _tflite_quantize.half(model)
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
         candidates = {
-            name: _int8(model, calibration.fit[: job.batch], ranges)
-            for name, ranges in _ranges(model, calibration.fit, job.threads).items()
+            name: _tflite_quantize.int8(model, calibration.fit[: job.batch], ranges)
+            for name, ranges in _tflite_quantize.ranges(model, calibration.fit, job.threads).items()
         }
         best, means = _quantize.best_of(
             candidates, lambda raw: _Interpreter(raw, "candidate", job.threads), calibration
@@ -77,155 +67,6 @@ def convert(job: ConvertJob) -> Facts:
         facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
     write_atomically(job.output, _finished(model, job))
     return facts
-
-
-# -- precisions ---------------------------------------------------------------------------------
-
-
-def _half(model: bytes) -> bytes:
-    """The model with weights stored as float16 and widened before use; it computes in float32."""
-    from litert_quantizer import qtyping, quantizer
-
-    half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
-    config = qtyping.OpQuantizationConfig(
-        weight_tensor_config=half,
-        compute_precision=qtyping.ComputePrecision.FLOAT,
-        explicit_dequantize=True,
-    )
-    work = quantizer.Quantizer(model)
-    work.update_quantization_recipe(
-        regex=".*",
-        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-        op_config=config,
-        algorithm_key="float_casting",
-    )
-    return bytes(work.quantize(enable_progress_report=False).quantized_model)
-
-
-def _int8(model: bytes, sample: np.ndarray[Any, Any], ranges: Mapping[str, _Range]) -> bytes:
-    """The model with int8 weights per channel and int8 activations in these ranges."""
-    from litert_quantizer import qtyping, quantizer
-
-    everything = qtyping.TFLOperationName.ALL_SUPPORTED
-    work = quantizer.Quantizer(model)
-    work.add_static_config(
-        regex=".*", operation_name=everything, activation_num_bits=8, weight_num_bits=8
-    )
-    for name in _outside(model):
-        # The division of the L2 tail can abort in int8, and one picture's length decides it all.
-        work.update_quantization_recipe(
-            regex=f"^{re.escape(name)};?$", operation_name=everything, algorithm_key="no_quantize"
-        )
-    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        work.update_quantization_recipe(
-            regex=".*", operation_name=end, algorithm_key="no_quantize"
-        )
-    key, argument = _signature(model)
-    # The quantizer's own statistics are a moving average: they depend on the order of the pictures
-    # and clip. One call gives the names that need a range; the numbers are replaced by ours.
-    found = work.calibrate({key: [{argument: sample}]}, num_threads=1)
-    for name, old in found.items():
-        if name in ranges and old:
-            low, high = ranges[name]
-            old["min"], old["max"] = (np.full_like(old[k], v) for k, v in (("min", low), ("max", high)))
-    return bytes(work.quantize(found, enable_progress_report=False).quantized_model)
-
-
-_Range = tuple[float, float]
-
-
-def _ranges(
-    model: bytes, inputs: np.ndarray[Any, Any], threads: int
-) -> dict[str, dict[str, _Range]]:
-    """For each way of choosing them, the range of every float activation, by tensor name.
-
-    Padded max-pooling fills with -inf; values that are not finite count for nothing.
-    """
-    low_high: dict[str, _Range] = {}
-    for name, values in _activations(model, inputs, threads):
-        low, high = low_high.get(name, (np.inf, -np.inf))
-        low_high[name] = (min(low, float(values.min())), max(high, float(values.max())))
-    # A second run instead of keeping values: memory stays that of one batch.
-    counts = {name: np.zeros(_BINS, dtype=np.int64) for name in low_high}
-    for name, values in _activations(model, inputs, threads):
-        counts[name] += np.histogram(values, _BINS, range=low_high[name])[0]
-    outside = (1 - _PERCENT / 100) / 2
-    narrow = {}
-    for name, (low, high) in low_high.items():
-        share = np.cumsum(counts[name]) / max(1, counts[name].sum())
-        first, last = np.searchsorted(share, (outside, 1 - outside))
-        step = (high - low) / _BINS
-        narrow[name] = (low + step * float(first), min(high, low + step * float(last + 1)))
-    return {"min-max": low_high, f"{_PERCENT}%": narrow}
-
-
-def _activations(
-    model: bytes, inputs: np.ndarray[Any, Any], threads: int
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Name and finite values of every float tensor, for one batch of inputs after another."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    run = Interpreter(
-        model_content=model,
-        num_threads=threads,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    run.allocate_tensors()
-    entry = run.get_input_details()[0]
-    written = {int(i) for op in run._get_ops_details() for i in op["outputs"]}
-    wanted = [
-        (d["name"], d["index"])
-        for d in run.get_tensor_details()
-        if d["dtype"] is np.float32 and d["index"] in written
-    ]
-    batch = int(entry["shape"][0])
-    for begin in range(0, len(inputs) - batch + 1, batch):
-        run.set_tensor(entry["index"], inputs[begin : begin + batch])
-        run.invoke()
-        for name, index in wanted:
-            values = run.get_tensor(index).ravel()
-            values = values[np.isfinite(values)]
-            if values.size:
-                yield name, values
-
-
-def _outside(model: bytes) -> list[str]:
-    """Scopes of the operators before the first and after the last weighty one on each path."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    graph = schema.ModelT.InitFromPackedBuf(model, 0)
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    weighty = {n for n, c in enumerate(graph.operatorCodes) if names[c.builtinCode] in _WEIGHTY}
-    main = graph.subgraphs[0]
-
-    def reach(start: Any, forward: bool) -> set[int]:
-        seen, edge = set(), {int(i) for i in start}
-        while edge:
-            tensor = edge.pop()
-            for at, op in enumerate(main.operators):
-                near, far = (op.inputs, op.outputs) if forward else (op.outputs, op.inputs)
-                if tensor in near and at not in seen and op.opcodeIndex not in weighty:
-                    seen.add(at)
-                    edge |= {int(i) for i in far if i >= 0}
-        return seen
-
-    found = reach(main.inputs, True) | reach(main.outputs, False)
-    return [
-        ";".join(main.tensors[i].name.decode() for i in main.operators[at].outputs)
-        for at in sorted(found)
-    ]
-
-
-def _signature(model: bytes) -> tuple[str, str]:
-    """Names of the signature and of its input."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    first = schema.ModelT.InitFromPackedBuf(model, 0).signatureDefs[0]
-    return first.signatureKey.decode(), first.inputs[0].name.decode()
-
-
-# -- the file -----------------------------------------------------------------------------------
 
 
 def _finished(model: bytes, job: ConvertJob) -> bytes:
@@ -256,7 +97,8 @@ def _finished(model: bytes, job: ConvertJob) -> bytes:
             return int(schema.BufferEnd(builder))
 
     texts = schema.BufferT()
-    texts.data = np.frombuffer(canonical_json({**job.metadata, _seal.KEY: _seal.BLANK}).encode(), dtype=np.uint8)
+    text = canonical_json({**job.metadata, _seal.KEY: _seal.BLANK})
+    texts.data = np.frombuffer(text.encode(), dtype=np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = METADATA, len(graph.buffers)
     graph.metadata = [*(graph.metadata or []), entry]

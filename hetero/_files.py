@@ -47,6 +47,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise ConfigError(f"{path}: {error.strerror}; choose another --output") from error
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ConfigError(f"{path}: {error.strerror}; choose another --output") from error
         if error.errno == errno.EIO:
             raise StorageError(f"{path}: the disk failed ({error.strerror})") from error
         raise
@@ -61,27 +63,57 @@ def make_folder(path: Path) -> Path:
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half."""
-    make_folder(path.parent)
-    # A file name that is not UTF-8 reaches us as lone surrogates; as \udcXX they stay valid JSON.
-    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    with storage_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes the file private; results are for others to read, as open() has it.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes | str]) -> None:
+    """Write files so that a full disk or a lost permission leaves all the old ones as they were.
+
+    Each is there whole or not at all. They take their places in the order given, and only when all
+    are on the disk: give the one that vouches for the others last.
+    """
+    staged: dict[Path, str] = {}
+    try:
+        for path, data in files.items():
+            make_folder(path.parent)
+            with storage_errors(path):
+                staged[path] = _stage(path, data)
+        for path in files:
+            with storage_errors(path):
+                os.replace(staged[path], path)
+            del staged[path]
+    finally:
+        for name in staged.values():
             with contextlib.suppress(OSError):
                 os.unlink(name)
-            raise
+
+
+def _stage(path: Path, data: bytes | str) -> str:
+    """The name of a file beside `path` that holds the data, safely on the disk."""
+    # A file name that is not UTF-8 reaches us as lone surrogates; as \udcXX they stay valid JSON.
+    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; results are for others to read, as open() has it.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    return name
+
+
+def json_text(value: Mapping[str, object]) -> str:
+    """JSON for people and programs: indented, keys in the order given, no NaN."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write JSON for people and programs: indented, keys in the order given, atomically."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `json_text` atomically."""
+    write_atomically(path, json_text(value))

@@ -24,11 +24,11 @@ def load(package: str, name: str) -> ModuleType:
     kind = package.rpartition(".")[2].removesuffix("s")
     if name in names(package):
         return importlib.import_module(f"{package}.{name}")
-    if "." in name:
+    if "." in name.strip("."):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             raise ConfigError(
                 f"{kind} {name!r}: no module of this dotted path; is it on PYTHONPATH?"

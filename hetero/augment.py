@@ -1,8 +1,8 @@
 """Random views of pictures, drawn first and applied as a pure function.
 
-Drawing gives a small table of numbers, one row a picture; applying it is deterministic. So a view can be
-made again bit for bit: by a resumed run, or by the gallery model whose vectors for that view are stored.
-Everything is done on a batch at once, which keeps two cores busy with training instead.
+Drawing gives a small table of numbers, one row a picture; applying it is deterministic. So a view
+can be made again bit for bit: by a resumed run, or by the gallery model whose vectors for that view
+are stored. Everything is done on a batch at once, which keeps two cores busy with training instead.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ class Augment:
     Attributes:
         scale: Zoom in exp(-scale)..exp(scale).
         rotate_deg: Turn in -rotate..rotate degrees.
-        stretch: Aspect ratio in exp(-stretch)..exp(stretch).
+        stretch: One side longer and the other shorter by a factor in exp(-stretch)..exp(stretch).
         shift: Offset in -shift..shift of the side.
         flip: Probability of a mirror image; 0 where left and right mean something.
         colour: Strength of brightness, contrast and hue changes, 0..1.
         grey: Probability of losing colour.
-        erase: Probability of covering a square of a quarter to a half of the side with grey.
+        erase: Probability of covering a square, a quarter to a half of the side, with the mean
+            colour of the preprocessing.
     """
 
     scale: float = 0.2
@@ -46,8 +47,12 @@ class Augment:
     erase: float = 0.25
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or max(self.flip, self.colour, self.grey, self.erase) > 1:
-            raise ConfigError(f"augment: nothing below 0, probabilities and colour up to 1; got {self}")
+        """Refuse what is out of range."""
+        finite = all(math.isfinite(v) and v >= 0 for v in vars(self).values())
+        if not finite or max(self.flip, self.colour, self.grey, self.erase) > 1:
+            raise ConfigError(
+                f"augment: nothing below 0, probabilities and colour up to 1; got {self}"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> Float32[Tensor, "n p"]:
         """One row of view numbers for each of `count` pictures, shape (count, WIDTH)."""
@@ -100,9 +105,10 @@ class View(nn.Module):
     std: Tensor
 
     def __init__(self, preprocess: Preprocess) -> None:
+        """See the class."""
         super().__init__()
-        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, 3, 1), False)
+        self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, 3, 1), False)
 
     @torch.no_grad()
     def forward(
@@ -116,12 +122,13 @@ class View(nn.Module):
         grid = nn.functional.affine_grid(theta, [n, 3, h, w], align_corners=False)
         x = nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
         # Colour twist, 1/255, mean and std are one affine map of the three channels.
-        matrix = views[:, 6:15].reshape(n, 3, 3) / (255 * self.std.reshape(1, 3, 1))
-        offset = (views[:, 15:18].reshape(n, 3, 1) - self.mean.reshape(1, 3, 1)) / self.std.reshape(1, 3, 1)
+        matrix = views[:, 6:15].reshape(n, 3, 3) / (255 * self.std)
+        offset = (views[:, 15:18].reshape(n, 3, 1) - self.mean) / self.std
         out = torch.baddbmm(offset, matrix, x.reshape(n, 3, h * w)).reshape(n, 3, h, w)
         side, top, left = views[:, 18], views[:, 19], views[:, 20]
         ys = torch.arange(h, device=x.device) / h - (top * (1 - side))[:, None]
         xs = torch.arange(w, device=x.device) / w - (left * (1 - side))[:, None]
-        inside = ((ys >= 0) & (ys < side[:, None]))[:, :, None] & ((xs >= 0) & (xs < side[:, None]))[:, None]
-        out = out.masked_fill(inside[:, None], 0.0)
+        rows = (ys >= 0) & (ys < side[:, None])
+        columns = (xs >= 0) & (xs < side[:, None])
+        out = out.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
         return out.contiguous(memory_format=torch.channels_last)

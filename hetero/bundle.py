@@ -7,7 +7,8 @@
       probe.safetensors    pictures, and the vectors PyTorch gives for them
       model.fp32.onnx ...  exported files
 
-Nothing in a bundle is a pickle, and no path in a manifest may leave the folder.
+Nothing in a bundle is a pickle, and no path in a manifest may leave the folder. The manifest seals
+itself: its last key, "sha256", is that of the canonical JSON of all the others.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hetero._files import make_folder, sha256, write_atomically, write_json
-from hetero.errors import BundleError
+from hetero._files import canonical_json, json_text, sha256, write_json, write_together
+from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
 from hetero.space import Space
 
@@ -161,7 +162,9 @@ class Bundle:
             if (item.kind, item.precision) == (kind, precision):
                 return item
         have = ", ".join(f"{f.kind} {f.precision}".strip() for f in self.manifest.files) or "none"
-        raise BundleError(f"{self.root}: no {kind} {precision} file; there are: {have}".replace("  ", " "))
+        raise BundleError(
+            f"{self.root}: no {kind} {precision} file; there are: {have}".replace("  ", " ")
+        )
 
     def exported(self) -> tuple[Artifact, ...]:
         """The model files written by an exporter."""
@@ -183,7 +186,8 @@ class Bundle:
         path = self.path(self.artifact(kind))
         try:
             return load(path.read_bytes())
-        except (OSError, SafetensorError) as error:
+        # KeyError, TypeError: a number type that NumPy does not have.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: cannot be read ({error})") from error
 
     def probe(self) -> Probe:
@@ -196,6 +200,12 @@ class Bundle:
         """The classes the model was trained on, on which it must not be scored."""
         text = self.tensors("probe").get("train_classes")
         return () if text is None else tuple(text.tobytes().decode().split("\n"))
+
+    def inputs(
+        self, item: Artifact, pixels: UInt8[np.ndarray, "n s s 3"]
+    ) -> UInt8[np.ndarray, "n s s 3"] | Float32[np.ndarray, "n 3 s s"]:
+        """What a model file of this bundle takes for these pictures: themselves, or normalised."""
+        return pixels if item.input == "uint8_nhwc" else self.preprocess.tensor(pixels)
 
     # -- reading and writing --------------------------------------------------------------------
 
@@ -227,9 +237,12 @@ class Bundle:
                 f"{path}: schema {found!r}, this program reads {SCHEMA!r}; "
                 "use the version that wrote it, or train and export again"
             )
+        if raw.pop("sha256", None) != _seal(raw):
+            raise BundleError(
+                f"{path}: altered: it is not as it was written; copy it again, or train again"
+            )
         try:
-            manifest = Manifest.model_validate(raw)
-            bundle = cls(root, manifest)
+            bundle = cls(root, Manifest.model_validate(raw))
             _ = bundle.space, bundle.preprocess
         except ValidationError as error:
             first = error.errors()[0]
@@ -237,6 +250,8 @@ class Bundle:
             raise BundleError(
                 f"{path}: {error.error_count()} mistakes, first at {where}: {first['msg']}"
             ) from error
+        except ConfigError as error:
+            raise BundleError(f"{path}: {error}") from error
         if verify:
             bundle.verify()
         return bundle
@@ -250,11 +265,14 @@ class Bundle:
         home = self.root.resolve()
         for item in self.manifest.files:
             path = self.path(item)
-            if not path.exists():
-                raise BundleError(f"{path}: listed in the manifest but missing")
-            if not path.resolve().is_relative_to(home):
-                raise BundleError(f"{path}: leads out of the bundle")
-            got, size = digest(path)
+            try:
+                if not path.exists():
+                    raise BundleError(f"{path}: listed in the manifest but missing")
+                if not all(p.resolve().is_relative_to(home) for p in (path, *path.rglob("*"))):
+                    raise BundleError(f"{path}: leads out of the bundle")
+                got, size = digest(path)
+            except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+                raise BundleError(f"{path}: cannot be read ({error})") from error
             if got != item.sha256:
                 raise BundleError(
                     f"{path}: altered: SHA-256 {got[:12]}… ({size} bytes) where the manifest has "
@@ -276,7 +294,7 @@ class Bundle:
         made_with: Mapping[str, str] | None = None,
         tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
     ) -> Bundle:
-        """A new bundle in `root`, files first and the manifest last.
+        """A new bundle in `root`; a full disk leaves what was there as it was.
 
         Args:
             root: The folder; made if need be. A manifest that was there is replaced at the end.
@@ -292,15 +310,14 @@ class Bundle:
         """
         from safetensors.numpy import save
 
-        make_folder(root)
+        written: dict[Path, bytes | str] = {}
         files = []
         for kind, arrays in tensors.items():
-            path = root / f"{kind}.safetensors"
-            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
             # No metadata: a gallery model's space is named after these very bytes.
-            write_atomically(path, save(contiguous))
-            hexdigest, size = digest(path)
-            files.append(Artifact(path=path.name, kind=kind, sha256=hexdigest, size_bytes=size))
+            raw = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+            name, hexdigest = f"{kind}.safetensors", hashlib.sha256(raw).hexdigest()
+            files.append(Artifact(path=name, kind=kind, sha256=hexdigest, size_bytes=len(raw)))
+            written[root / name] = raw
         manifest = Manifest(
             schema=SCHEMA,
             role=role,
@@ -314,9 +331,9 @@ class Bundle:
             files=tuple(files),
             made_with=dict(made_with or {}),
         )
-        bundle = cls(root, manifest)
-        bundle._write()
-        return bundle
+        written[root / MANIFEST] = json_text(_sealed(manifest))
+        write_together(written)
+        return cls(root, manifest)
 
     def with_artifact(self, item: Artifact) -> Bundle:
         """This bundle with one more file, which is already in the folder; the manifest is written.
@@ -332,15 +349,23 @@ class Bundle:
 
     def without_artifact(self, kind: str, precision: str) -> Bundle:
         """This bundle with that file no longer listed; the manifest is written, the file stays."""
-        kept = tuple(
-            f for f in self.manifest.files if (f.kind, f.precision) != (kind, precision)
-        )
+        kept = tuple(f for f in self.manifest.files if (f.kind, f.precision) != (kind, precision))
         bundle = Bundle(self.root, self.manifest.model_copy(update={"files": kept}))
         bundle._write()
         return bundle
 
     def _write(self) -> None:
-        write_json(self.root / MANIFEST, self.manifest.model_dump(mode="json", by_alias=True))
+        write_json(self.root / MANIFEST, _sealed(self.manifest))
+
+
+def _seal(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(canonical_json(content).encode(errors="backslashreplace")).hexdigest()
+
+
+def _sealed(manifest: Manifest) -> dict[str, object]:
+    """What `manifest.json` holds."""
+    content = manifest.model_dump(mode="json", by_alias=True)
+    return {**content, "sha256": _seal(content)}
 
 
 def digest(path: Path) -> tuple[str, int]:
@@ -351,7 +376,9 @@ def digest(path: Path) -> tuple[str, int]:
     """
     if path.is_file():
         return sha256(path), path.stat().st_size
-    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix())
+    files = sorted(
+        (p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix()
+    )
     lines = "".join(f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
     return hashlib.sha256(lines.encode()).hexdigest(), sum(p.stat().st_size for p in files)
 

@@ -1,4 +1,4 @@
-"""The main question: do embeddings from this file still find the right pictures in the gallery's index?
+"""The main question: do embeddings from this file still find the right pictures in the gallery?
 
 Pure measuring: vectors in, measurements out. Nothing here knows a file format or a device.
 """
@@ -31,11 +31,11 @@ class Place:
     format: str = ""
     precision: str = ""
 
-    def measured(self, name: str, value: float, unit: str = "", n: int | None = None) -> Measurement:
+    def measured(
+        self, name: str, value: float, unit: str = "", n: int | None = None
+    ) -> Measurement:
         """A measurement without an interval."""
-        return Measurement(
-            name, float(value), unit, self.device, self.format, self.precision, n=n
-        )
+        return Measurement(name, float(value), unit, self.device, self.format, self.precision, n=n)
 
     def scored(self, name: str, score: Score) -> Measurement:
         """A measurement of a mean over queries."""
@@ -181,7 +181,7 @@ def points(values: Iterable[float]) -> list[float]:
     """A distribution as at most PLOT_POINTS of its quantiles, ascending."""
     array = np.sort(np.asarray(list(values), dtype=np.float64))
     if len(array) > PLOT_POINTS:
-        array = np.quantile(array, np.linspace(0, 1, PLOT_POINTS))
+        array = np.asarray(np.quantile(array, np.linspace(0, 1, PLOT_POINTS)), dtype=np.float64)
     return [float(f"{v:.8g}") for v in array]
 
 
@@ -197,7 +197,9 @@ def examples(
     Queries that were right and are wrong come first, then those whose vector moved most.
 
     Args:
-        reference, place, candidate: As for `file`.
+        reference: As for `file`.
+        place: As for `file`.
+        candidate: As for `file`.
         pictures: Pixels by id.
         count: How many.
     """

@@ -48,7 +48,7 @@ def agreement(
     theirs, _ = search(candidate.take(reference.ids), gallery, k, truth=truth)
     overlap = np.asarray(
         [
-            len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(1, np.count_nonzero(a >= 0))
+            len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(1, int(np.count_nonzero(a >= 0)))
             for a, b in zip(ours, theirs, strict=True)
         ]
     )

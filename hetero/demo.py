@@ -31,8 +31,8 @@ class Size:
 FULL = Size(
     gallery=GalleryRecipe(backbone="resnet:width=16", dim=128),
     query=QueryRecipe(backbone="mobilenet:width=0.5", method="regression", views=8),
-    gallery_epochs=24,
-    query_epochs=40,
+    gallery_epochs=26,
+    query_epochs=36,
     thorough="normal",
 )
 

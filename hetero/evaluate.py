@@ -1,4 +1,4 @@
-"""The open-set retrieval task of a collection: which pictures are queries, which are the gallery."""
+"""The open-set retrieval task of a collection: which pictures are queries, which the gallery."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def task(images: Images, split: Split) -> Task:
     gallery = [r for r in rows if images.roles[r] in ("gallery", "both")]
     if not queries or not gallery:
         raise DataError(
-            f"{images.name}: the {split} split has {len(queries)} queries and {len(gallery)} gallery "
-            "pictures; evaluation needs both, so give it more classes or more pictures per class"
+            f"{images.name}: the {split} split has {len(queries)} queries and {len(gallery)} "
+            "gallery pictures; evaluation needs both, so give it more classes or more pictures "
+            "per class"
         )
     truth = Truth(
         tuple(images.labels[r] for r in queries),
@@ -62,8 +63,8 @@ def task(images: Images, split: Split) -> Task:
         groups.setdefault(images.labels[r], set()).add(images.groups[r])
     if not any(groups.get(images.labels[r], set()) - {images.groups[r]} for r in queries):
         raise DataError(
-            f"{images.name}: no query of the {split} split has a right answer in the gallery; every "
-            "class needs two pictures of different groups, one a query and one in the gallery"
+            f"{images.name}: no query of the {split} split has a right answer in the gallery; "
+            "every class needs two pictures of different groups, one a query and one in the gallery"
         )
     used = sorted({*queries, *gallery})
     return Task(
@@ -99,13 +100,14 @@ def raw_pixels(
     """Embeddings that are the centred pixels themselves at 16x16: the baseline without a model."""
     from PIL import Image
 
-    small: Float32[np.ndarray, "n d"] = np.stack(
+    reduced: Float32[np.ndarray, "n d"] = np.stack(
         [
             np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BOX), np.float32)
             for p in pixels
         ]
     ).reshape(len(pixels), -1)
     # A constant extra column keeps a picture of the mean colour from being a zero row.
-    rows = np.concatenate([small - small.mean(0), np.ones((len(small), 1), np.float32)], axis=1)
+    centred = reduced - reduced.mean(0)
+    rows = np.concatenate([centred, np.ones((len(centred), 1), np.float32)], axis=1)
     space = Space("pixels", "0" * 64, rows.shape[1])
     return Embeddings.normalised(space, ids, rows, "raw pixels")

@@ -1,33 +1,38 @@
-"""The one training loop: plain PyTorch under Accelerate, killable at any moment, repeatable to the bit.
+"""The one training loop: plain PyTorch under Accelerate, killable anywhere, repeatable to the bit.
 
-Every random number follows from (seed, epoch), so a checkpoint needs only weights, optimiser and where it
-was. A run continued after SIGKILL ends in the same weights as one that was left alone.
+Every random number follows from (seed, epoch, step), so a checkpoint needs only weights, optimiser
+and where it was. A run continued after SIGKILL ends in the same weights as one left alone.
+
+Started by ``torchrun`` or ``accelerate launch``, each process takes its share of every batch; the
+main process validates, decides for all whether to go on, and alone writes files.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from hetero._files import canonical_json, write_atomically, write_json
+from hetero import _checkpoint
+from hetero._files import write_json
+from hetero._processes import any_of, from_main, mean_of, processes
 from hetero.augment import Augment
-from hetero.errors import BundleError, ConfigError, Interrupted, TrainingError, require
+from hetero.errors import ConfigError, Interrupted, TrainingError, require
 from hetero.progress import Reporter
 
-CHECKPOINT = "checkpoint.pt"
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 #: Steps before which nothing is concluded from a model in evaluation mode.
 SETTLED_STEPS = 50
@@ -58,11 +63,16 @@ class Settings:
     keep_going: bool = False
 
     def __post_init__(self) -> None:
+        """Refuse what is out of range."""
         if self.epochs < 1 or self.batch < 2 or self.lr <= 0 or not 0 <= self.warmup < 1:
             raise ConfigError(
                 "training: epochs at least 1, batch at least 2, lr above 0, warmup in 0..1; got "
                 f"epochs={self.epochs}, batch={self.batch}, lr={self.lr}, warmup={self.warmup}"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that bear on the weights: a run may be continued with other ones."""
+        return {k: v for k, v in asdict(self).items() if k != "keep_going"}
 
 
 class Objective(nn.Module):
@@ -92,7 +102,8 @@ class Check:
     Attributes:
         score: Recall@1 on validation classes, 0..1.
         chance: What a random ranking would score.
-        spread: 1 minus the mean cosine between pictures: 0 when all fall on one point.
+        spread: 1 minus the mean cosine between pictures: 0 when all fall on one point; not a number
+            where embeddings are not finite.
     """
 
     score: float
@@ -141,7 +152,8 @@ def fit(
         BundleError: The checkpoint cannot be read.
         ConfigError: The checkpoint belongs to another run, or there are too few pictures.
     """
-    accelerator = require("accelerate", "train").Accelerator()
+    processes()
+    accelerator: Accelerator = require("accelerate", "train").Accelerator()
     world, me = accelerator.num_processes, accelerator.process_index
     steps = len(pixels) // settings.batch
     if steps < 1 or settings.batch % world or settings.batch // world < 2:
@@ -151,23 +163,19 @@ def fit(
         )
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=steps * settings.epochs, pct_start=settings.warmup or 1e-9
-    )
+    schedule = _one_cycle(optimizer, settings, steps * settings.epochs)
     objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    full = {**identity, "settings": asdict(settings)}
     run, optimizer = accelerator.prepare(objective, optimizer)
-    kept = _Checkpoint(folder / CHECKPOINT, full)
-    first, first_step, history = 0, 0, []
+    full = {**identity, "settings": settings.identity(), "processes": world}
+    kept = _checkpoint.Checkpoint(folder / _checkpoint.NAME, full)
+    first, first_step, history, total = 0, 0, [], torch.zeros(())
     if resume and (state := kept.read()) is not None:
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first, first_step = state["epoch"], state["step"]
+        kept.restore(state, objective, optimizer, schedule)
+        first, first_step, total = state["epoch"], state["step"], state["total"]
         history = [Epoch(**row) for row in state["history"]]
         reporter.line(f"{what}: going on at epoch {first + 1}, step {first_step + 1}")
 
-    def save(epoch: int, step: int) -> None:
+    def save(epoch: int, step: int, total: Tensor) -> None:
         if accelerator.is_main_process:
             kept.write(
                 {
@@ -176,61 +184,89 @@ def fit(
                     "schedule": schedule.state_dict(),
                     "epoch": epoch,
                     "step": step,
+                    "total": total,
                     "history": [asdict(row) for row in history],
                 }
             )
 
-    with _stop_on_signal() as stopped, reporter.bar(what, settings.epochs * steps) as bar:
-        bar.advance(first * steps + first_step)
+    before = first * steps + first_step
+    with (
+        _stop_on_signal() as stopped,
+        reporter.bar(what, settings.epochs * steps, done=before) as bar,
+    ):
         for epoch in range(first, settings.epochs):
             generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
             order = torch.randperm(len(pixels), generator=generator)
             views = objective.draw(epoch, len(pixels), generator, settings.augment)
             run.train()
-            begun, done, total = time.monotonic(), 0, torch.zeros(())
+            begun = time.monotonic()
             for step in range(first_step, steps):
                 rows = order[step * settings.batch : (step + 1) * settings.batch][me::world]
                 batch = torch.from_numpy(pixels[rows.numpy()]).to(accelerator.device)
-                progress = (epoch * steps + step) / (settings.epochs * steps)
+                # For a net or a method that draws numbers of its own, dropout for one.
+                torch.manual_seed(_seed(settings.seed, epoch, step, me))
                 loss = run(
                     batch,
                     views[rows].to(accelerator.device),
                     rows.to(accelerator.device),
                     epoch,
-                    progress,
+                    (epoch * steps + step) / (settings.epochs * steps),
                 )
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()
                 schedule.step()
                 total += loss.detach().cpu()
-                done += 1
+                if not math.isfinite(float(total)):
+                    raise TrainingError(
+                        f"{what}: the loss became {float(loss.detach())} in epoch {epoch + 1}, "
+                        f"step {step + 1}; lower --lr"
+                    )
                 bar.advance(1)
-                if stopped():
-                    save(epoch, step + 1)
+                if any_of(accelerator, stopped()):
+                    save(epoch, step + 1, mean_of(accelerator, total))
                     raise Interrupted(
                         f"{what}: stopped at epoch {epoch + 1}, saved; "
                         "the same command with --resume goes on from here"
                     )
-            speed = done * settings.batch / (time.monotonic() - begun) if done else 0.0
-            mean_loss, first_step = float(total / max(1, done)), 0
-            if not math.isfinite(mean_loss):
-                raise TrainingError(
-                    f"{what}: the loss became {mean_loss} in epoch {epoch + 1}; lower --lr"
-                )
-            found = validate(objective.net)
-            history.append(Epoch(epoch + 1, mean_loss, found.score, speed))
-            bar.advance(0, f"loss {mean_loss:.3f}  R@1 {found.score:.3f}  {speed:.0f} images/s")
+            done_here = (steps - first_step) * settings.batch
+            speed = done_here / (time.monotonic() - begun)
+            loss_mean = float(mean_of(accelerator, total)) / steps
+            first_step, total = 0, torch.zeros(())
+            found = Check(*from_main(accelerator, lambda: astuple(validate(objective.net)), 3))
+            history.append(Epoch(epoch + 1, loss_mean, found.score, speed))
+            bar.advance(0, f"loss {loss_mean:.3f}  R@1 {found.score:.3f}  {speed:.0f} images/s")
             _watch(what, epoch + 1, (epoch + 1) * steps, settings, found)
-            save(epoch + 1, 0)
+            save(epoch + 1, 0, total)
     objective.net.eval()
     if accelerator.is_main_process:
         write_json(folder / "history.json", {"epochs": [asdict(row) for row in history]})
     return tuple(history)
 
 
+def _seed(*parts: int) -> int:
+    """A seed for exactly these numbers."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, settings: Settings, steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    rise = settings.warmup or 1e-9
+    if rise * steps == 1:  # PyTorch divides by the length of the rise, less one step
+        rise *= 1 + 1e-6
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=steps, pct_start=rise
+    )
+
+
 def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) -> None:
     """Stops a run that cannot end well, early enough to save its user the wait."""
+    if not math.isfinite(found.spread):
+        raise TrainingError(
+            f"{what}: after epoch {epoch} embeddings are not finite; the run diverged: lower --lr"
+        )
     # Batch norm's running statistics need some tens of steps before evaluation mode means anything.
     if found.spread < 1e-3 and steps >= SETTLED_STEPS:
         raise TrainingError(
@@ -239,44 +275,15 @@ def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) 
         )
     # A tenth of the schedule is warm-up; three epochs are needed to see anything on few pictures.
     enough = epoch >= max(3, math.ceil(0.25 * settings.epochs)) and steps >= SETTLED_STEPS
-    if enough and found.score <= 2 * found.chance and not settings.keep_going:
+    # Twice chance; where chance is high, a quarter of the way up from it, if there is a way up.
+    low = min(2 * found.chance, found.chance + (1 - found.chance) / 4)
+    at_chance = found.chance < 1 and found.score <= low
+    if enough and at_chance and not settings.keep_going:
         raise TrainingError(
             f"{what}: after {epoch} epochs search is at chance (R@1 {found.score:.4f}, chance "
             f"{found.chance:.4f}); the method or the data does not lead into the gallery's space. "
             "Use --keep-going to train on regardless"
         )
-
-
-class _Checkpoint:
-    """A file that holds a run's state, and the identity of the run it belongs to."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self._path, self._identity = path, identity
-
-    def write(self, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save({**state, "identity": canonical_json(self._identity)}, buffer)
-        write_atomically(self._path, buffer.getvalue())
-
-    def read(self) -> dict[str, Any] | None:
-        if not self._path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self._path, weights_only=True)
-            theirs = json.loads(state["identity"])
-        except Exception as error:  # torch.load raises whatever the damage made of the bytes
-            raise BundleError(
-                f"{self._path}: the checkpoint cannot be read ({type(error).__name__}); "
-                "run without --resume to start over"
-            ) from error
-        ours = json.loads(canonical_json(self._identity))
-        differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-        if differing:
-            raise ConfigError(
-                f"{self._path}: the checkpoint belongs to another run, it differs in "
-                f"{', '.join(differing)}; use the same arguments, or run without --resume"
-            )
-        return state
 
 
 @contextmanager
@@ -296,4 +303,4 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

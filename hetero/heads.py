@@ -30,13 +30,19 @@ class CosineHead(nn.Module):
     """
 
     def __init__(
-        self, dim: int, classes: int, scale: float = 16.0, margin: float = 0.1, kind: Margin = "cosine"
+        self,
+        dim: int,
+        classes: int,
+        scale: float = 16.0,
+        margin: float = 0.1,
+        kind: Margin = "cosine",
     ) -> None:
+        """See the class."""
         super().__init__()
         if classes < 2 or scale <= 0 or margin < 0 or kind not in get_args(Margin):
             raise ConfigError(
-                "a classifier needs at least 2 classes, scale above 0, margin of at least 0 and kind "
-                f"cosine or arcface; got {classes}, {scale}, {margin}, {kind!r}"
+                "a classifier needs at least 2 classes, scale above 0, margin of at least 0 and "
+                f"kind cosine or arcface; got {classes}, {scale}, {margin}, {kind!r}"
             )
         self.scale, self.margin, self.kind = scale, margin, kind
         self.weight = nn.Parameter(torch.empty(classes, dim))

@@ -1,11 +1,15 @@
-"""How far a long job is: a Rich bar on a terminal, plain lines elsewhere, both on standard error."""
+"""How far a long job is: a Rich bar on a terminal, plain lines elsewhere; on standard error."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Bar(Protocol):
@@ -25,6 +29,7 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False, every_s: float = 10.0) -> None:
+        """See the class."""
         from rich.console import Console
 
         self._quiet, self._every_s = quiet, every_s
@@ -36,19 +41,27 @@ class Reporter:
             self._console.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Bar]:
-        """Show a job of `total` steps for as long as the ``with`` block runs."""
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show a job of `total` steps for as long as the ``with`` block runs.
+
+        Args:
+            what: Its name.
+            total: Steps in all.
+            done: Steps that an earlier run did; they do not count for the speed.
+        """
         if self._quiet:
             yield _Silent()
         elif self._console.is_terminal:
             with self._rich() as progress:
-                yield _Shown(progress, progress.add_task(what, total=total, note=""))
+                yield _Shown(
+                    progress, progress.add_task(what, total=total, completed=done, note="")
+                )
         else:
-            lines = _Lines(self, what, total, self._every_s)
+            lines = _Lines(self, what, total, done, self._every_s)
             yield lines
             lines.finish()
 
-    def _rich(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 (Rich loads late)
+    def _rich(self) -> Progress:
         from rich import progress
 
         return progress.Progress(
@@ -67,27 +80,34 @@ class _Silent:
 
 
 class _Shown:
-    def __init__(self, progress, task) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        fields = {"note": note} if note else {}
-        self._progress.update(self._task, advance=steps, **fields)
+        if note:
+            self._progress.update(self._task, advance=steps, note=note)
+        else:
+            self._progress.update(self._task, advance=steps)
 
 
 class _Lines:
-    def __init__(self, reporter: Reporter, what: str, total: int, every_s: float) -> None:
+    def __init__(
+        self, reporter: Reporter, what: str, total: int, done: int, every_s: float
+    ) -> None:
         self._reporter, self._what, self._total, self._every_s = reporter, what, total, every_s
-        self._done, self._note, self._said, self._begun = 0, "", time.monotonic(), time.monotonic()
+        self._before, self._done, self._note = done, done, ""
+        self._said = self._begun = time.monotonic()
+        self._lock = threading.Lock()  # decoding threads count together
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self._done += steps
-        self._note = note or self._note
-        now = time.monotonic()
-        if now - self._said >= self._every_s and self._done < self._total:
-            self._said = now
-            left_s = (now - self._begun) / self._done * (self._total - self._done)
-            self._say(f", {left_s:.0f} s left")
+        with self._lock:
+            self._done += steps
+            self._note = note or self._note
+            now, fresh = time.monotonic(), self._done - self._before
+            if now - self._said >= self._every_s and fresh and self._done < self._total:
+                self._said = now
+                left_s = (now - self._begun) / fresh * (self._total - self._done)
+                self._say(f", {left_s:.0f} s left")
 
     def finish(self) -> None:
         self._say(f" in {time.monotonic() - self._begun:.0f} s")

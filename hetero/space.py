@@ -207,8 +207,15 @@ class Embeddings:
                     )
                 vectors = file.get_tensor("vectors")
                 joined = file.get_tensor("ids").tobytes().decode()
-        except (OSError, SafetensorError, UnicodeDecodeError) as error:
+            space = Space(
+                meta["hetero.space_name"], meta["hetero.space_digest"], int(meta["hetero.dim"])
+            )
+            ids = tuple(joined.split("\n")) if len(vectors) else ()
+            return cls(space, ids, vectors, meta["hetero.made_by"])
+        except BundleError:
+            raise
+        except KeyError as error:
+            raise BundleError(f"{path}: not an embeddings file, it has no {error}") from error
+        # TypeError: a number type that NumPy does not have.
+        except (OSError, SafetensorError, TypeError, ValueError, ConfigError) as error:
             raise BundleError(f"{path}: cannot be read as embeddings: {error}") from error
-        space = Space(meta["hetero.space_name"], meta["hetero.space_digest"], int(meta["hetero.dim"]))
-        ids = tuple(joined.split("\n")) if len(vectors) else ()
-        return cls(space, ids, vectors, meta["hetero.made_by"])

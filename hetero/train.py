@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,14 +18,15 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from hetero import methods, models
-from hetero._files import canonical_json, make_folder
+from hetero import _checkpoint, methods, models
+from hetero._files import canonical_json, make_folder, write_atomically
+from hetero._processes import processes
 from hetero.augment import Augment, View, identity
 from hetero.bundle import Bundle, Model, space_digest
 from hetero.data import Images
 from hetero.errors import BundleError, ConfigError, DataError
 from hetero.evaluate import Task, task
-from hetero.fit import CHECKPOINT, Check, Objective, Settings, fit
+from hetero.fit import Check, Objective, Settings, fit
 from hetero.heads import CosineHead, Margin
 from hetero.metrics import per_query
 from hetero.preprocess import Preprocess
@@ -166,6 +169,7 @@ def train_gallery(
     if resume and (done := _finished(root, run, settings)):
         reporter.line(f"gallery model: {root} is finished")
         return done
+    reporter = _spoken_by_one(reporter)
     rows, classes, labels = _classes(images)
     torch.manual_seed(settings.seed)
     net = models.build(recipe.backbone, recipe.dim, preprocess.size_px)
@@ -200,13 +204,13 @@ def train_gallery(
         space=Space(name, digest, recipe.dim),
         backbone=recipe.backbone,
         preprocess=preprocess,
-        recipe={**{k: v for k, v in asdict(recipe).items()}, "method": "classification"},
+        recipe={**asdict(recipe), "method": "classification"},
         parent="",
         images=images,
         tensors={
             "weights": weights,
             "head": {
-                "rows": head.rows().detach().numpy(),
+                "rows": head.rows().detach().cpu().numpy(),
                 "classes": np.frombuffer("\n".join(classes).encode(), np.uint8),
             },
         },
@@ -232,8 +236,12 @@ def train_query(
 
     Args:
         gallery: Fixes space, dimension and preprocessing.
-        images, settings, root, resume, reporter: As for `train_gallery`.
+        images: As for `train_gallery`.
         recipe: Backbone, method and views.
+        settings: As for `train_gallery`.
+        root: As for `train_gallery`.
+        resume: As for `train_gallery`.
+        reporter: As for `train_gallery`.
 
     Raises:
         ConfigError: The method needs labels or a head that are not there.
@@ -250,18 +258,19 @@ def train_query(
     if resume and (done := _finished(root, run, settings)):
         reporter.line(f"query model: {root} is finished")
         return done
+    reporter = _spoken_by_one(reporter)
     preprocess = gallery.preprocess
     rows, classes, labels = _classes(images)
     torch.manual_seed(settings.seed)
     net = models.build(recipe.backbone, gallery.space.dim, preprocess.size_px)
-    teacher = models.load(gallery)
+    gallery_net = models.load(gallery).to(processes().device)
     pixels = _pixels(images, rows, preprocess, reporter)
     folder = make_folder(root / "training")
     generator = torch.Generator().manual_seed(settings.seed + 77)
     tables = [settings.augment.draw(len(rows), generator) for _ in range(recipe.views)]
-    stored = _stored_vectors(folder, gallery, teacher, pixels, tables, run, settings, reporter)
+    stored = _stored_vectors(folder, gallery, gallery_net, pixels, tables, run, settings, reporter)
     watch, watched = _watched(images, preprocess, reporter)
-    gallery_side = models.embed_pixels(teacher, preprocess, watched)
+    gallery_side = models.embed_pixels(gallery_net, preprocess, watched)
 
     def validate(net: nn.Module) -> Check:
         return _score(watch, models.embed_pixels(net, preprocess, watched), gallery_side)
@@ -313,6 +322,11 @@ def train_query(
 # -- the pieces ---------------------------------------------------------------------------------
 
 
+def _spoken_by_one(reporter: Reporter) -> Reporter:
+    """The reporter in the main process, a silent one in the others."""
+    return reporter if processes().is_main_process else Reporter(quiet=True)
+
+
 def _classes(images: Images) -> tuple[tuple[int, ...], tuple[str, ...], Tensor]:
     """Training rows, their classes, and each row's class number."""
     rows, classes = images.rows("train"), images.classes("train")
@@ -343,11 +357,11 @@ def _watched(
 def _score(
     watch: Task, query: Float32[np.ndarray, "n d"], gallery: Float32[np.ndarray, "n d"]
 ) -> Check:
+    if not np.isfinite(query).all():
+        return Check(0.0, 0.0, math.nan)
     space = Space("validation", "0" * 64, query.shape[1])
     mean = query.mean(0)
     spread = float(1 - mean @ mean)
-    if not np.isfinite(query).all():
-        return Check(0.0, 0.0, 0.0)
     ranks = watch.rank(
         Embeddings.normalised(space, watch.ids, query, "query model in training"),
         Embeddings.normalised(space, watch.ids, gallery, "gallery model"),
@@ -391,7 +405,7 @@ def _head(gallery: Bundle, classes: tuple[str, ...], labels: Tensor) -> tuple[Te
 def _stored_vectors(
     folder: Path,
     gallery: Bundle,
-    teacher: nn.Module,
+    gallery_net: nn.Module,
     pixels: UInt8[np.ndarray, "n s s 3"],
     tables: list[Tensor],
     run: Mapping[str, Any],
@@ -399,31 +413,46 @@ def _stored_vectors(
     reporter: Reporter,
 ) -> Float32[np.ndarray, "v n d"]:
     """The gallery model's vectors of all training pictures and views, memory-mapped from a file."""
-    key = canonical_json([gallery.digest, run["data"], len(tables), asdict(settings), len(pixels)])
+    # Whatever the vectors and the views they are of depend on.
+    key = canonical_json(
+        [gallery.digest, run["data"], len(tables), settings.seed, asdict(settings.augment)]
+    )
     path = folder / f"gallery-vectors-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
+    if processes().is_main_process and not path.exists():
         views = tables or [identity(len(pixels))]
-        out = np.empty((len(views), len(pixels), gallery.space.dim), np.float32)
-        view, batch = View(gallery.preprocess), 256
-        with reporter.bar("embed training pictures", len(views) * len(pixels)) as bar, torch.no_grad():
-            for number, table in enumerate(views):
-                for at in range(0, len(pixels), batch):
-                    some = torch.from_numpy(pixels[at : at + batch])
-                    out[number, at : at + batch] = teacher(view(some, table[at : at + batch])).numpy()
-                    bar.advance(len(some))
-        import io
-
-        from hetero._files import write_atomically
-
         buffer = io.BytesIO()
-        np.save(buffer, out)
+        np.save(buffer, _embed_views(gallery, gallery_net, pixels, views, reporter))
         write_atomically(path, buffer.getvalue())
+    processes().wait_for_everyone()
     stored: Float32[np.ndarray, "v n d"] = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored
 
 
+@torch.no_grad()
+def _embed_views(
+    gallery: Bundle,
+    gallery_net: nn.Module,
+    pixels: UInt8[np.ndarray, "n s s 3"],
+    views: list[Tensor],
+    reporter: Reporter,
+    batch: int = 256,
+) -> Float32[np.ndarray, "v n d"]:
+    out = np.empty((len(views), len(pixels), gallery.space.dim), np.float32)
+    device = processes().device
+    view = View(gallery.preprocess).to(device)
+    with reporter.bar("embed training pictures", len(views) * len(pixels)) as bar:
+        for number, table in enumerate(views):
+            for at in range(0, len(pixels), batch):
+                here = slice(at, at + batch)
+                some = torch.from_numpy(pixels[here]).to(device)
+                rows = gallery_net(view(some, table[here].to(device)))
+                out[number, here] = rows.cpu().numpy()
+                bar.advance(len(some))
+    return out
+
+
 def _run_digest(run: Mapping[str, Any], settings: Settings) -> str:
-    text = canonical_json({**run, "settings": asdict(settings)})
+    text = canonical_json({**run, "settings": settings.identity()})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -461,6 +490,10 @@ def _write(
     probes: UInt8[np.ndarray, "n s s 3"],
     probe_ids: tuple[str, ...],
 ) -> Bundle:
+    """The finished bundle, written by the main process alone."""
+    if not processes().is_main_process:
+        processes().wait_for_everyone()
+        return Bundle.load(root)
     net.eval()
     parameters, macs = models.count(net, preprocess.size_px)
     flat = {f"train.{k}": v for k, v in asdict(settings).items() if k != "augment"}
@@ -493,6 +526,8 @@ def _write(
         },
     )
     # The bundle is whole; what was only needed to get there can go.
-    for path in (root / "training" / CHECKPOINT, *(root / "training").glob("gallery-vectors-*.npy")):
+    folder = root / "training"
+    for path in (folder / _checkpoint.NAME, *folder.glob("gallery-vectors-*.npy")):
         path.unlink(missing_ok=True)
+    processes().wait_for_everyone()
     return bundle

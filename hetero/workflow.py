@@ -22,6 +22,7 @@ from hetero._files import make_folder
 from hetero.bundle import Artifact, Bundle
 from hetero.check import Place, Reference
 from hetero.data import Images, Split
+from hetero.embedder import Embedder
 from hetero.errors import ConfigError, DataError, SpaceMismatchError
 from hetero.evaluate import Task, raw_pixels, task
 from hetero.progress import Reporter
@@ -40,16 +41,16 @@ def embed(
     """The bundle's PyTorch vectors of these pictures, and the pixels they were made from."""
     from hetero import models
 
-    net, preprocess = models.load(bundle), bundle.preprocess
-    pixels = images.pixels(rows, preprocess)
-    parts: list[Float32[np.ndarray, "n d"]] = []
+    embedder: Embedder = models.TorchEmbedder(bundle)
+    pixels = images.pixels(rows, bundle.preprocess)
+    ids = [images.ids[r] for r in rows]
+    parts: list[Embeddings] = []
     with reporter.bar(f"embed with the {bundle.role} model", len(rows)) as bar:
         for at in range(0, len(rows), 256):
-            parts.append(models.embed_pixels(net, preprocess, pixels[at : at + 256]))
+            parts.append(embedder.embed(ids[at : at + 256], pixels[at : at + 256]))
             bar.advance(len(parts[-1]))
-    ids = [images.ids[r] for r in rows]
-    made_by = f"{bundle.role} model {bundle.manifest.model.backbone} in PyTorch"
-    return Embeddings.normalised(bundle.space, ids, np.concatenate(parts), made_by), pixels
+    vectors = np.concatenate([p.vectors for p in parts])
+    return Embeddings(embedder.space, tuple(ids), vectors, embedder.name), pixels
 
 
 def calibration_pixels(bundle: Bundle, images: Images) -> UInt8[np.ndarray, "n s s 3"]:
@@ -317,31 +318,23 @@ def _run_files(
     reporter: Reporter,
 ) -> list[_Ran]:
     """Every file on every device that can run it; reference execution where none can."""
-    from hetero import devices, export
+    from hetero import devices
 
     opened = [devices.open_device(name) for name in options.devices]
     runs: list[_Ran] = []
     with reporter.bar("run", len(files)) as bar:
         for item in files:
-            variant = export.module(item.kind)
             if item.kind in devices.runnable():
                 for device in opened:
                     runs.append(_on_device(query, item, device, reference, pictures, output, options))
             else:
-                runs.append(_by_reference(query, item, variant, reference, pictures))
+                runs.append(_by_reference(query, item, reference, pictures))
             last = runs[-1]
             last.vectors.save(
                 output / "embeddings" / f"{last.place.device}-{item.kind}-{item.precision}.safetensors"
             )
             bar.advance(1, f"{item.kind} {item.precision}")
     return runs
-
-
-def _inputs(
-    query: Bundle, item: Artifact, ids: Sequence[str], pictures: Mapping[str, UInt8[np.ndarray, "s s 3"]]
-) -> np.ndarray[Any, Any]:
-    pixels = np.stack([pictures[i] for i in ids])
-    return pixels if item.input == "uint8_nhwc" else query.preprocess.tensor(pixels)
 
 
 def _on_device(
@@ -356,22 +349,21 @@ def _on_device(
     from hetero import devices
 
     ids = reference.task.ids
-    plan = plan_for(options.thorough, options.threads)
-    result = devices.run(
+    embedder = devices.DeviceEmbedder(
         device,
-        query.path(item),
-        item.kind,
-        _inputs(query, item, ids, pictures),
+        query,
+        item,
         folder=output / "runs",
-        plan=plan,
+        plan=plan_for(options.thorough, options.threads),
         resume=options.resume,
     )
+    vectors = embedder.embed(ids, np.stack([pictures[i] for i in ids]))
+    result = embedder.result
     place = Place(device.name, item.kind, item.precision)
-    made_by = f"{item.kind} {item.precision} on {device.name}"
     return _Ran(
         place,
         item,
-        Embeddings.normalised(query.space, ids, result.outputs, made_by),
+        vectors,
         True,
         tuple(performance(place, item, result)),
         (result.latency_ns / 1e6).astype(np.float32),
@@ -415,20 +407,20 @@ def plan_for(thorough: str, threads: int) -> Any:  # noqa: ANN401
 def _by_reference(
     query: Bundle,
     item: Artifact,
-    variant: Any,  # noqa: ANN401 (a module)
     reference: Reference,
     pictures: Mapping[str, UInt8[np.ndarray, "s s 3"]],
 ) -> _Ran:
     """The file by this machine's own reading of it: right or wrong, but never a time."""
+    from hetero import export
+
     queries = reference.task.query_ids
     picked = np.linspace(0, len(queries) - 1, min(REFERENCE_QUERIES, len(queries)))
     ids = tuple(queries[i] for i in sorted({int(p) for p in picked}))
-    device = "reference" if variant.RUNS_HERE else "this machine"
-    with variant.load(query.path(item)) as runner:
-        rows = runner(_inputs(query, item, ids, pictures))
-        runtime = str(runner.runtime)
+    device = "reference" if export.module(item.kind).RUNS_HERE else "this machine"
+    with export.FileEmbedder(query, item) as embedder:
+        vectors = embedder.embed(ids, np.stack([pictures[i] for i in ids]))
+        runtime = embedder.runtime
     place = Place(device, item.kind, item.precision)
-    vectors = Embeddings.normalised(query.space, ids, rows, f"{item.kind} {item.precision}, {device}")
     size = place.measured("size", item.size_bytes / 2**20, "MiB")
     return _Ran(place, item, vectors, False, (size,), None, {"runtime": runtime, "execution": device})
 
@@ -548,7 +540,6 @@ def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Repo
         )
     limits = load_limits(options.limits) if options.limits else ()
     probe = bundle.probe()
-    pictures = dict(zip(probe.ids, probe.pixels, strict=True))
     measured: list[Measurement] = []
     facts = {"command": options.command, "model": f"{bundle.manifest.model.backbone}, weights {bundle.digest[:12]}"}
     series: dict[str, list[float]] = {}
@@ -559,7 +550,7 @@ def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Repo
                     device,
                     bundle.path(item),
                     item.kind,
-                    _inputs(bundle, item, probe.ids, pictures),
+                    bundle.inputs(item, probe.pixels),
                     folder=output / "runs",
                     plan=plan_for(options.thorough, options.threads),
                     resume=options.resume,

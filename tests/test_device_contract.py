@@ -64,6 +64,7 @@ def test_what_was_put_is_got_back_byte_by_byte(link, tmp_path):
     assert target.read_bytes() == source.read_bytes()
     source.write_bytes(b"other")
     link.put(source, "store/some.bin")
+    source.write_bytes(b"later")
     link.get("store/some.bin", target)
     assert target.read_bytes() == b"other"
 

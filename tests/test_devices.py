@@ -339,7 +339,8 @@ def test_the_whole_run_has_an_end(tmp_path, model):
 
 def test_last_words_of_the_worker_before_are_not_the_new_ones(tmp_path, model):
     # It hangs, is told to stop, and says so; the next one does the work.
-    device = FakeDevice([transcript(OUTPUTS)[:4], transcript(OUTPUTS, start=1)], raw_files(OUTPUTS))
+    late = [None, *transcript(OUTPUTS, start=1)]
+    device = FakeDevice([transcript(OUTPUTS)[:4], late], raw_files(OUTPUTS))
     device.immortal = True
     stop = device.stop
 
@@ -585,6 +586,22 @@ def test_a_worker_killed_while_measuring_keeps_what_it_measured(tmp_path, onnx_f
     assert len(result.latency_ns) == done["runs"] == kept + done["measured"]
     assert result.latency_ns.sum() >= 0.3e9
     np.testing.assert_allclose(result.outputs, tiny_answers(PIXELS), rtol=1e-5, atol=1e-2)
+
+
+def test_a_worker_is_out_of_reach_of_the_terminals_ctrl_c(tmp_path, model, faulty):
+    faulty(at=2, do="hang", once=str(tmp_path / "hung"))
+    sessions = []
+
+    def look(event):
+        if event["hetero"] == "run" and not sessions:
+            (log,) = (tmp_path / "out").glob("*/log.jsonl")
+            pid = int((log.parent / "pid").read_text())
+            sessions.append((os.getsid(pid), pid))
+            os.kill(pid, signal.SIGKILL)
+
+    ask(open_device("local"), model, tmp_path, PATIENT, on_event=look)
+    ((session, pid),) = sessions
+    assert session == pid != os.getsid(0)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, model, faulty):

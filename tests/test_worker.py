@@ -302,6 +302,7 @@ def test_a_worker_goes_on_at_the_first_row_that_is_not_there(
     first = [x for x in found if x["hetero"] == "first"][-1]
     assert (first["start"], first["runs"]) == (start_row, runs)
     assert [x["i"] for x in found if x["hetero"] == "run"] == list(range(start_row, 5))
+    assert [x["hetero"] for x in found].count("hello") == 2
     assert found[-1]["hetero"] == "done"
     assert found[-1]["measured"] == 3 - runs
 

@@ -1,13 +1,13 @@
 """Ways to train a query model into a space: one module, one paper.
 
-A method is a module of this folder (or a dotted path to one's own) with a frozen dataclass ``Method``:
-its fields are the hyper-parameters with the paper's defaults, ``needs`` names what it wants besides the
-gallery vectors, and ``loss(step, own)`` gives a scalar.
+A method is a module of this folder (or a dotted path to one's own) with a frozen dataclass
+``Method``: its fields are the hyper-parameters with the paper's defaults, ``needs`` names what it
+wants besides the gallery vectors, and ``loss(step, own)`` gives a scalar.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from hetero import _plugins
 from hetero.errors import ConfigError
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,21 +68,25 @@ def make(name: str, settings: dict[str, Any] | None = None) -> Method:
         ConfigError: Unknown method or hyper-parameter, or a value of the wrong kind.
     """
     module = _plugins.load(__name__, name)
-    kind = getattr(module, "Method", None)
-    if kind is None:
-        raise ConfigError(f"method {name!r}: the module has no class Method")
-    known = {f.name: f for f in fields(kind)}
+    kind: Any = getattr(module, "Method", None)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise ConfigError(f"method {name!r}: the module has no dataclass Method")
+    known = {f.name: f.default for f in fields(kind)}
+    if MISSING in known.values():
+        bare = next(k for k, default in known.items() if default is MISSING)
+        raise ConfigError(f"method {name!r}: the setting {bare} has no default")
     given: dict[str, Any] = {}
     for key, value in (settings or {}).items():
         if key not in known:
             raise ConfigError(
                 f"method {name}: no setting {key!r}; there are {', '.join(known) or 'none'}"
             )
+        wanted = type(known[key])
         try:
-            given[key] = type(known[key].default)(value)
-        except (TypeError, ValueError):
+            given[key] = _TRUTH[str(value).lower()] if wanted is bool else wanted(value)
+        except (KeyError, TypeError, ValueError):
             raise ConfigError(
-                f"method {name}: {key} needs a {type(known[key].default).__name__}, got {value!r}"
+                f"method {name}: {key} needs a {wanted.__name__}, got {value!r}"
             ) from None
     made: Method = kind(**given)
     return made

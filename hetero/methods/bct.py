@@ -1,10 +1,11 @@
 """Backward-compatible training, turned from time to size: own head and the gallery's frozen head.
 
-Paper: Shen, Xiong, Xia and Soatto, "Towards Backward-Compatible Representation Learning", CVPR 2020,
-    arXiv:2003.11942, the influence loss; as used between sizes by Duggal et al., "Compatibility-aware
-    Heterogeneous Visual Search", CVPR 2021, arXiv:2105.06047.
-Differs: the frozen classifier belongs to the gallery model, not to an older model, because here it is
-    the query model that has to fit in. Both heads are cosine classifiers with one scale and margin.
+Paper: Shen, Xiong, Xia and Soatto, "Towards Backward-Compatible Representation Learning", CVPR
+    2020, arXiv:2003.11942, the influence loss; as used between sizes by Duggal et al.,
+    "Compatibility-aware Heterogeneous Visual Search", CVPR 2021, arXiv:2105.06047.
+Differs: the frozen classifier belongs to the gallery model, not to an older model, because here it
+    is the query model that has to fit in. Both heads are cosine classifiers with one scale and
+    margin.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Method:
         return CosineHead(dim, classes, self.scale, self.margin)
 
     def loss(self, step: Step, own: nn.Module) -> Float[Tensor, ""]:
-        """own_weight · CE(own head) + influence · CE(frozen head) over pictures it has a row for."""
+        """CE(own head) · own_weight + CE(frozen head) · influence, where that head has a row."""
         assert step.labels is not None
         assert step.head is not None
         assert step.head_labels is not None

@@ -32,5 +32,5 @@ class Method:
         return nn.Identity()
 
     def loss(self, step: Step, own: nn.Module) -> Float[Tensor, ""]:
-        """weight · mean(1 - cos(query, gallery))."""
+        """The mean of 1 - cos(query, gallery), times `weight`."""
         return self.weight * (1 - (step.query * step.gallery).sum(1)).mean()

@@ -1,14 +1,16 @@
 """Models: a backbone, a linear embedding layer, L2 normalisation in the graph.
 
 A backbone family is a module of this folder with ``build(options: str) -> nn.Module``; the command
-line names it as ``FAMILY`` or ``FAMILY:OPTIONS``: ``resnet:width=32,depth=10``, ``timm:NAME``. Anything else
-with a dot is ``package.module:function``, a user's own function that returns an ``nn.Module``.
+line names it as ``FAMILY`` or ``FAMILY:OPTIONS``: ``resnet:width=32,depth=10``, ``timm:NAME``.
+Anything else is ``package.module:function``, a user's own function that returns an ``nn.Module``.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from hetero import _plugins
 from hetero.bundle import Bundle
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
+from hetero.space import Embeddings
 
 
 class EmbeddingNet(nn.Module):
@@ -31,6 +34,7 @@ class EmbeddingNet(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
+        """See the class."""
         super().__init__()
         self.dim = dim
         self.backbone = backbone
@@ -49,9 +53,10 @@ class FromPixels(nn.Module):
     shift: Tensor
 
     def __init__(self, net: nn.Module, preprocess: Preprocess) -> None:
+        """See the class."""
         super().__init__()
         self.net = net
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (preprocess.mean, preprocess.std))
+        mean, std = torch.tensor([preprocess.mean, preprocess.std], dtype=torch.float32)
         # (x/255 - mean)/std as one multiply and one add, so that it costs two operations anywhere.
         self.register_buffer("scale", (1 / (255 * std)).reshape(1, 1, 1, 3), persistent=False)
         self.register_buffer("shift", (-mean / std).reshape(1, 1, 1, 3), persistent=False)
@@ -74,8 +79,8 @@ def options(text: str, defaults: Mapping[str, int | float | str], family: str) -
         key, sign, value = part.partition("=")
         if not sign or key not in defaults:
             raise ConfigError(
-                f"backbone {family}: {part!r} is not one of its options; "
-                f"write {family}:KEY=VALUE with {', '.join(f'{k}={v}' for k, v in defaults.items())}"
+                f"backbone {family}: {part!r} is not one of its options; write {family}:KEY=VALUE "
+                f"with {', '.join(f'{k}={v}' for k, v in defaults.items())}"
             )
         try:
             type(defaults[key])(value)
@@ -97,15 +102,17 @@ def backbone(spec: str) -> nn.Module:
         ConfigError: Unknown family, options or function.
     """
     family, _, rest = spec.partition(":")
-    if family in _plugins.names(__name__) or "." not in family:
+    # A bare name with options can only be meant as a family, so that a typing error lists those.
+    if family in _plugins.names(__name__) or not ("." in family or rest.isidentifier()):
         built: object = _plugins.load(__name__, family).build(rest)
     else:
         try:
             built = getattr(importlib.import_module(family), rest)()
-        except (ImportError, AttributeError, TypeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"backbone {spec!r}: cannot call {family}:{rest}() ({error}); "
-                "it has to be importable and to work without arguments"
+                "it has to be importable and to work without arguments; the families here are "
+                f"{', '.join(_plugins.names(__name__))}"
             ) from error
     if not isinstance(built, nn.Module):
         raise ConfigError(f"backbone {spec!r}: expected an nn.Module, got {type(built).__name__}")
@@ -150,7 +157,7 @@ def load(bundle: Bundle) -> EmbeddingNet:
         BundleError: The weights do not fit the architecture the manifest names.
     """
     model = bundle.manifest.model
-    net = build(model.backbone, model.dim, bundle.preprocess.size_px)
+    net = build(_architecture(model.backbone), model.dim, bundle.preprocess.size_px)
     arrays = bundle.tensors("weights")
     try:
         net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
@@ -162,12 +169,33 @@ def load(bundle: Bundle) -> EmbeddingNet:
     return net.eval()
 
 
-def arrays(net: nn.Module) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _architecture(spec: str) -> str:
+    """The backbone's name without a wish for pretrained weights: a bundle brings its own."""
+    family, _, rest = spec.partition(":")
+    if family not in _plugins.names(__name__):
+        return spec
+    bare = getattr(_plugins.load(__name__, family), "architecture", None)
+    return f"{family}:{bare(rest)}" if bare else spec
+
+
+def arrays(net: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     """A net's parameters and buffers as arrays that no later training step changes."""
     return {k: v.detach().cpu().numpy().copy() for k, v in net.state_dict().items()}
 
 
-@torch.no_grad()
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every part is in the mode it was in."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def embed_pixels(
     net: nn.Module,
     preprocess: Preprocess,
@@ -175,18 +203,28 @@ def embed_pixels(
     batch: int = 256,
 ) -> Float32[np.ndarray, "n d"]:
     """Unit rows for pictures at the model's input size, in evaluation mode, on the net's device."""
-    was_training = net.training
-    whole = FromPixels(net, preprocess).eval()
     device = next(net.parameters()).device
-    whole.to(device)
-    try:
+    whole = FromPixels(net, preprocess).to(device)
+    with _evaluating(net):
         rows = [
             whole(torch.from_numpy(np.ascontiguousarray(pixels[i : i + batch])).to(device))
             for i in range(0, len(pixels), batch)
         ]
-    finally:
-        net.train(was_training)
     return torch.cat(rows).float().cpu().numpy()
+
+
+class TorchEmbedder:
+    """A bundle's net in PyTorch: the `hetero.embedder.Embedder` that all others are held to."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._net, self._preprocess = load(bundle), bundle.preprocess
+        self.space = bundle.space
+        self.name = f"{bundle.role} model {bundle.manifest.model.backbone} in PyTorch"
+
+    def embed(self, ids: Sequence[str], pixels: UInt8[np.ndarray, "n s s 3"]) -> Embeddings:
+        """See `hetero.embedder.Embedder.embed`."""
+        rows = embed_pixels(self._net, self._preprocess, pixels)
+        return Embeddings.normalised(self.space, ids, rows, self.name)
 
 
 def count(net: nn.Module, size_px: int) -> tuple[int, int]:
@@ -197,12 +235,9 @@ def count(net: nn.Module, size_px: int) -> tuple[int, int]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = net.training
-    net.eval()
     device = next(net.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _evaluating(net), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, size_px, size_px, device=device))
-    net.train(was_training)
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2
 
 

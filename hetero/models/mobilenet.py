@@ -5,11 +5,14 @@ Differs: kernels are 3x3 (some mobile runtimes have no fast 5x5 or 7x7), squeeze
     unless asked for (its int8 form loses most), and hard-swish is written x·clamp(x/6 + 1/2, 0, 1),
     the form that mobile runtimes run fused in int8.
 
-Options: width=1.0 (multiplier), depth=1.0 (multiplier of repeats), se=0 (1 adds squeeze-and-excite),
-    act=relu (or hswish), stride=2 (of the stem; 1 for pictures of 32 px and less, where detail counts).
+Options: width=1.0 (multiplier), depth=1.0 (multiplier of repeats), se=0 (1 adds
+    squeeze-and-excite), act=relu (or hswish), stride=2 (of the stem; 1 for pictures of 32 px and
+    less, where detail counts).
 """
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor, nn
 
@@ -43,14 +46,20 @@ class _Squeeze(nn.Module):
         super().__init__()
         inner = max(8, channels // 4)
         self.weigh = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1)
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, inner, 1),
+            nn.ReLU(),
+            nn.Conv2d(inner, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.weigh(x) * (1 / 6) + 0.5).clamp(0.0, 1.0)
+        weights: Tensor = self.weigh(x)
+        return x * (weights * (1 / 6) + 0.5).clamp(0.0, 1.0)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     return [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -84,11 +93,12 @@ def build(text: str = "") -> nn.Module:
     """
     chosen = models.options(text, _DEFAULTS, "mobilenet")
     width, depth = float(chosen["width"]), float(chosen["depth"])
-    stride, act = int(chosen["stride"]), chosen["act"]
-    if width <= 0 or depth <= 0 or stride not in (1, 2) or act not in ("relu", "hswish"):
+    stride, act, se = int(chosen["stride"]), chosen["act"], int(chosen["se"])
+    finite = 0 < width < math.inf and 0 < depth < math.inf
+    if not finite or stride not in (1, 2) or se not in (0, 1) or act not in ("relu", "hswish"):
         raise ConfigError(
-            "backbone mobilenet: width and depth above 0, stride 1 or 2, act relu or hswish; "
-            f"got width={width}, depth={depth}, stride={stride}, act={act}"
+            "backbone mobilenet: width and depth above 0, stride 1 or 2, se 0 or 1, act relu or "
+            f"hswish; got width={width}, depth={depth}, stride={stride}, se={se}, act={act}"
         )
     activation: type[nn.Module] = nn.ReLU if act == "relu" else HardSwish
 
@@ -106,7 +116,7 @@ def build(text: str = "") -> nn.Module:
                     channels(base),
                     expansion,
                     step if not block else 1,
-                    chosen["se"] != "0",
+                    bool(se),
                     activation,
                 )
             )

@@ -1,4 +1,4 @@
-"""Backbones of the timm library, pretrained where weights are at hand: ``timm:mobilenetv3_small_100``.
+"""Backbones of the timm library, pretrained where weights are at hand: ``timm:resnet18``.
 
 Add ``,pretrained=1`` for its weights: ``timm:resnet18,pretrained=1``. They may have seen your test
 classes (ImageNet): no result on those classes is an unseen-class result.
@@ -30,12 +30,19 @@ def build(text: str) -> nn.Module:
     timm = require("timm", "timm")
     if name.split(".")[0] not in timm.list_models():
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
-        raise ConfigError(f"backbone timm: no model {name!r}" + (f"; near it: {near}" if near else ""))
+        raise ConfigError(
+            f"backbone timm: no model {name!r}" + (f"; near it: {near}" if near else "")
+        )
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (RuntimeError, OSError) as error:
         raise ConfigError(f"backbone timm:{text}: {str(error).splitlines()[0]}") from error
     return model
+
+
+def architecture(text: str) -> str:
+    """The model's name without a request for pretrained weights."""
+    return _parse(text)[0]
 
 
 def preprocess(text: str) -> Preprocess:

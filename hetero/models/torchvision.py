@@ -1,4 +1,4 @@
-"""Backbones of torchvision, pretrained where weights are at hand: ``torchvision:mobilenet_v3_small``.
+"""Backbones of torchvision, pretrained where weights are at hand: ``torchvision:resnet18``.
 
 Add ``,weights=DEFAULT`` (or another name) for its weights. They may have seen your test classes
 (ImageNet): no result on those classes is an unseen-class result.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from torch import nn
 
 from hetero.errors import ConfigError, require
+
+#: With pretrained weights these also normalise their input anew, so they are another net.
+_OTHER_WITH_WEIGHTS = ("googlenet", "inception_v3")
 
 
 def build(text: str) -> nn.Module:
@@ -39,3 +42,9 @@ def build(text: str) -> nn.Module:
             module[-1] = nn.Identity()
             return model
     raise ConfigError(f"backbone torchvision:{name}: found no last linear layer to take off")
+
+
+def architecture(text: str) -> str:
+    """The model's name without a request for pretrained weights, where that changes nothing."""
+    name = text.partition(",")[0]
+    return text if name in _OTHER_WITH_WEIGHTS else name

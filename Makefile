@@ -1,0 +1,83 @@
+# `make demo` and `make test` do all the set-up they need. `make help` lists the rest.
+#
+# An installation can be steered by pip's own variables. Where the default index would bring the CUDA
+# build of PyTorch and the CPU build is wanted, name an index that has it:
+#     make demo PIP_EXTRA_INDEX_URL=<index of CPU builds>
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two workers suit two cores; each must then keep to one thread.
+WORKERS ?= 2
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help install demo test format format-check lint types pytest wheel-test bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hetero needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+	       "name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about 2.5 GB, a few minutes, once"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+install: $(READY)  ## .venv with everything, versions as in constraints.txt
+
+demo: $(READY)  ## train, export, run, check: the whole chain into runs/demo, with a verdict
+	$(BIN)/hetero demo --output runs/demo
+
+test: format-check lint types pytest  ## all that has to pass before a change lands
+
+format: $(READY)  ## rewrite the code in the one style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+pytest: $(READY)  ## the tests alone; ARGS="-k bundle" for some of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# From the sdist, because a wheel built in a used checkout picks up deleted modules from build/.
+wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of every module
+	rm -rf build/dist build/wheel-test
+	$(BIN)/python -m build --outdir build/dist .
+	$(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/dist/*.whl
+	cd build/wheel-test && bin/python -I ../../tests/import_all.py
+	cd build/wheel-test && bin/hetero --help > /dev/null
+	@echo "wheel-test: passed"
+
+bench: $(READY)  ## the benchmarks; raw results go to benchmarks/results
+	for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+# Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.
+lock: $(READY)  ## resolve all extras at once and write constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	{ echo "# Versions that were tested together; written by 'make lock'."; \
+	  $(BIN)/uv pip compile --quiet --upgrade --all-extras --no-annotate --no-header pyproject.toml \
+	  | sed -E '/^(--|nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > build-constraints.tmp
+	mv build-constraints.tmp constraints.txt
+
+clean:  ## remove what was built; .venv and runs stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,118 @@
+"""ONNX in float16 and int8: onnxruntime's own converters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from hetero.export._job import ConvertJob
+
+#: Operators that do the work; what lies before the first or after the last stays float32.
+_WEIGHTY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+#: In nets with attention, quantising more than these costs accuracy and gains no time.
+_ATTENTION = frozenset({"Softmax", "LayerNormalization", "Attention"})
+
+_PERCENT = 99.99
+
+
+def half(model: Any) -> Any:
+    """The model with weights and work in float16, and float32 around the work."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    # torch.export lists its weights among the values between nodes; the converter then takes
+    # those that stay float32 for float16.
+    weights = {i.name for i in model.graph.initializer}
+    kept = [v for v in model.graph.value_info if v.name not in weights]
+    model.graph.ClearField("value_info")
+    model.graph.value_info.extend(kept)
+    outside = [n.name for n in _outside(model.graph)]
+    half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=outside))
+    # Between nodes that stay float32 the converter leaves float32 -> float16 -> float32, which
+    # would round what is float32 on purpose, the embedding included.
+    half.remove_cascaded_cast_nodes()
+    half.topological_sort(is_deterministic=True)
+    return half.model
+
+
+def int8(model: Any, inputs: np.ndarray[Any, Any], job: ConvertJob) -> dict[str, bytes]:
+    """For each way of choosing ranges, a model with int8 weights and uint8 activations."""
+    import onnx
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain, ready = (job.output.with_name(f"{n}.onnx") for n in ("plain", "ready"))
+    onnx.save(model, str(plain))
+    # Symbolic shape inference fails on what torch.export makes of the L2 tail (onnxruntime 1.32).
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    graph = onnx.load(str(ready)).graph
+    kinds = {n.op_type for n in graph.node}
+    candidates = {}
+    for name, method in (
+        ("min-max", q.CalibrationMethod.MinMax),
+        (f"{_PERCENT}%", q.CalibrationMethod.Percentile),
+    ):
+        path = job.output.with_name(f"{name}.onnx")
+        q.quantize_static(
+            str(ready),
+            str(path),
+            _reader(graph.input[0].name, inputs, job.batch or 1),
+            quant_format=q.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"] if kinds & _ATTENTION else None,
+            per_channel=True,
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            nodes_to_exclude=[n.name for n in _outside(graph)],
+            calibrate_method=method,
+            # One batch at a time; else the histograms keep every activation of every picture.
+            extra_options={"CalibPercentile": _PERCENT, "CalibStridedMinMax": 1},
+        )
+        candidates[name] = path.read_bytes()
+    return candidates
+
+
+def _reader(name: str, inputs: np.ndarray[Any, Any], batch: int) -> Any:
+    """The calibration pictures as onnxruntime's quantiser reads them, whole batches only."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            whole = range(0, len(inputs) - batch + 1, batch)
+            self._batches = [inputs[i : i + batch] for i in whole]
+            self._left: Iterator[np.ndarray[Any, Any]] = iter(self._batches)
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            part = next(self._left, None)
+            return None if part is None else {name: part}
+
+        def __len__(self) -> int:
+            return len(self._batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._left = iter(self._batches[start_index:end_index])
+
+    return Reader()
+
+
+def _outside(graph: Any) -> list[Any]:
+    """The nodes before the first and after the last weighty one on each path."""
+    constant = {i.name for i in graph.initializer}
+
+    def reach(start: Iterable[str], forward: bool) -> set[int]:
+        seen: set[int] = set()
+        edge = set(start) - constant
+        while edge:
+            tensor = edge.pop()
+            for at, node in enumerate(graph.node):
+                near, far = (node.input, node.output) if forward else (node.output, node.input)
+                if tensor in near and at not in seen and node.op_type not in _WEIGHTY:
+                    seen.add(at)
+                    edge |= set(far) - constant
+        return seen
+
+    found = reach((i.name for i in graph.input), True)
+    found |= reach((o.name for o in graph.output), False)
+    return [graph.node[at] for at in sorted(found)]

@@ -1,0 +1,62 @@
+"""Several processes as one run: who this is, and what has to be decided together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hetero.errors import require
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState  # type: ignore[import-untyped]
+
+
+def processes() -> PartialState:
+    """The processes of this run: how many, which one this is, and its accelerator.
+
+    Accelerate by itself takes processes started without a GPU for runs of their own.
+
+    Raises:
+        MissingExtraError: Accelerate is not installed.
+    """
+    state = require("accelerate", "train").PartialState
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    # Apple's has no collective operations.
+    made: PartialState = state(cpu=several and (found is None or found.type == "mps"))
+    return made
+
+
+def any_of(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process says so: they have to stop together, or one waits for ever."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
+
+
+def mean_of(accelerator: Accelerator, value: Tensor) -> Tensor:
+    """The mean over the processes, on the CPU."""
+    if accelerator.num_processes == 1:
+        return value
+    mean: Tensor = accelerator.reduce(value.to(accelerator.device), "mean")
+    return mean.cpu()
+
+
+def from_main(
+    accelerator: Accelerator, numbers: Callable[[], Sequence[float]], count: int
+) -> list[float]:
+    """The `count` numbers that the main process finds, in all processes.
+
+    Batch statistics, and so scores, differ a little between processes; one has to decide for all.
+    """
+    if accelerator.num_processes == 1:
+        return list(numbers())
+    mine = numbers() if accelerator.is_main_process else [0.0] * count
+    shared = require("accelerate.utils", "train").broadcast(
+        torch.tensor(mine, dtype=torch.float64, device=accelerator.device)
+    )
+    return [float(x) for x in shared]
