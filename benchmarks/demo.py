@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo --seeds 0 1 2
 
-writes benchmarks/results/demo-seed0.json ...: verdict, measurements and facts of each run's report.json, and the
-seconds the whole chain took on this machine.
+writes benchmarks/results/demo-seed0.json ...: verdict, measurements and facts of each run's
+report.json, and the seconds the whole chain took on this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ def main() -> None:
     for seed in args.seeds:
         output = args.runs / f"demo-seed{seed}"
         begun = time.monotonic()
-        command = [sys.executable, "-m", "hetero.cli", "demo", "-o", str(output), "--seed", str(seed)]
+        command = [
+            sys.executable,
+            "-m",
+            "hetero.cli",
+            "demo",
+            "-o",
+            str(output),
+            "--seed",
+            str(seed),
+        ]
         code = subprocess.run(command, check=False).returncode
         if code not in (0, 1, 3):
             raise SystemExit(code)

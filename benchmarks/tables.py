@@ -1,7 +1,7 @@
 """The tables of README.md, made from the files in benchmarks/results/ and from nothing else.
 
-    python -m benchmarks.tables            rewrite the tables
-    python -m benchmarks.tables --check    fail if README.md does not show what the files hold
+python -m benchmarks.tables            rewrite the tables
+python -m benchmarks.tables --check    fail if README.md does not show what the files hold
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ README = Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def _find(report: dict[str, Any], name: str, format: str = "", precision: str = "") -> dict[str, Any]:
+def _find(
+    report: dict[str, Any], name: str, format: str = "", precision: str = ""
+) -> dict[str, Any]:
     for m in report["measurements"]:
         if (m["name"], m["format"], m["precision"]) == (name, format, precision):
             found: dict[str, Any] = m
             return found
-    raise SystemExit(f"benchmarks/results: a demo report lacks {name} {format} {precision}; run it again")
+    raise SystemExit(
+        f"benchmarks/results: a demo report lacks {name} {format} {precision}; run it again"
+    )
 
 
 def _percent(m: dict[str, Any]) -> str:
@@ -34,6 +38,7 @@ def _demo(path: Path) -> list[str]:
     facts = report["facts"]
     n = _find(report, "heterogeneous_recall_at_1", "pytorch", "fp32")["n"]
     torch = ("pytorch", "fp32")
+    less = _find(report, "compute_ratio")["value"]
     rows = [
         ("gallery model searches its own index (paragon)", "paragon", ("", "")),
         ("**query model searches the gallery's index**", "heterogeneous", torch),
@@ -43,10 +48,10 @@ def _demo(path: Path) -> list[str]:
     ]
     out = [
         f"`hetero demo --seed {report['seed']}`: {facts['gallery size']} (gallery) against "
-        f"{facts['query size']} (query), {_find(report, 'compute_ratio')['value']:.0f}x less compute; "
-        f"{facts['test classes']} classes never trained on, {n:,} queries, the query's own design family hidden from "
-        f"the gallery. Verdict: **{report['verdict']}**, {report['seconds']} s on 2 shared cores. In percent, with 95 % "
-        "intervals resampled by class.",
+        f"{facts['query size']} (query), {less:.0f}x less compute; "
+        f"{facts['test classes']} classes never trained on, {n:,} queries, the query's own design "
+        f"family hidden from the gallery. Verdict: **{report['verdict']}**, {report['seconds']} s on "
+        "2 shared cores. In percent, with 95 % intervals resampled by class.",
         "",
         "| search | Recall@1 | mAP |",
         "| --- | --- | --- |",
@@ -57,7 +62,8 @@ def _demo(path: Path) -> list[str]:
     pixels, chance = (_find(report, f"{x}_recall_at_1") for x in ("pixels", "chance"))
     out += [f"| raw pixels | {_percent(pixels)} | |", f"| chance | {_percent(chance)} | |", ""]
     out += [
-        "| query model file | executed by | Recall@1 | lost to PyTorch, points | negative flips, % | worst cosine | MiB |",
+        "| query model file | executed by | Recall@1 | lost to PyTorch, points | negative flips, % "
+        "| worst cosine | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in report["measurements"]:
@@ -66,12 +72,20 @@ def _demo(path: Path) -> list[str]:
         place = (m["format"], m["precision"])
         recall, lost, flips, cosine = (
             _find(report, x, *place)
-            for x in ("heterogeneous_recall_at_1", "recall_at_1_lost", "query_negative_flip_rate", "cosine_worst")
+            for x in (
+                "heterogeneous_recall_at_1",
+                "recall_at_1_lost",
+                "query_negative_flip_rate",
+                "cosine_worst",
+            )
         )
         n = recall["n"]
-        by = {"local": "its runtime", "reference": f"reference interpreter, {n} queries"}.get(m["device"], m["device"])
+        by = {"local": "its runtime", "reference": f"reference interpreter, {n} queries"}.get(
+            m["device"], m["device"]
+        )
         out.append(
-            f"| {m['format']} {m['precision']} | {by} | {100 * recall['value']:.1f} | {100 * lost['value']:.2f} | "
+            f"| {m['format']} {m['precision']} | {by} | {100 * recall['value']:.1f} "
+            f"| {100 * lost['value']:.2f} | "
             f"{100 * flips['value']:.2f} | {cosine['value']:.5f} | {m['value']:.2f} |"
         )
     return [*out, ""]
@@ -83,22 +97,26 @@ def _speed() -> list[str]:
     if training.exists():
         for r in json.loads(training.read_text())["results"]:
             rows.append(
-                f"| training loop over bare forward/backward, `{r['backbone']}` | {r['ratio_median']:.2f} of its speed | "
-                "`python -m benchmarks.training` |"
+                f"| training loop over bare forward/backward, `{r['backbone']}` "
+                f"| {r['ratio_median']:.2f} of its speed | `python -m benchmarks.training` |"
             )
     retrieval = RESULTS / "retrieval.json"
     if retrieval.exists():
         r = json.loads(retrieval.read_text())
         rows.append(
             f"| exact evaluation (ranks of all right answers) over faiss-cpu flat top-{r['k']}, "
-            f"{r['gallery']:,} x {r['dim']}, {r['queries']:,} queries | {r['ratio_median']:.2f} of its time | "
-            "`python -m benchmarks.retrieval` |"
+            f"{r['gallery']:,} x {r['dim']}, {r['queries']:,} queries "
+            f"| {r['ratio_median']:.2f} of its time | `python -m benchmarks.retrieval` |"
         )
     startup = RESULTS / "startup.json"
     if startup.exists():
         r = json.loads(startup.read_text())
         rows.append(f"| `hetero --help` | {r['median_s']:.2f} s | `python -m benchmarks.startup` |")
-    return ["| speed, side by side in one run | | command |", "| --- | --- | --- |", *rows, ""] if rows else []
+    return (
+        ["| speed, side by side in one run | | command |", "| --- | --- | --- |", *rows, ""]
+        if rows
+        else []
+    )
 
 
 def render() -> str:
@@ -108,7 +126,9 @@ def render() -> str:
         lines += _demo(path)
     others = sorted(RESULTS.glob("demo-seed*.json"))
     if len(others) > 1:
-        lines += ["| seed | verdict | query in the gallery's index, Recall@1 | the small model alone | paragon |"]
+        lines += [
+            "| seed | verdict | query in the gallery's index, Recall@1 | the small model alone | paragon |"
+        ]
         lines += ["| --- | --- | --- | --- | --- |"]
         for path in others:
             r = json.loads(path.read_text())
@@ -134,7 +154,10 @@ def main() -> None:
     made = f"{head}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}"
     if args.check:
         if made != text:
-            raise SystemExit("README.md does not show what benchmarks/results holds; run python -m benchmarks.tables")
+            raise SystemExit(
+                "README.md does not show what benchmarks/results holds; "
+                "run python -m benchmarks.tables"
+            )
     else:
         README.write_text(made)
 

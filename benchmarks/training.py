@@ -1,10 +1,11 @@
-"""Training pictures per second: our loop against bare forward/backward of the same model, side by side.
+"""Training pictures per second: our loop against bare forward/backward of the same model.
 
     python -m benchmarks.training --output benchmarks/results/training.json
 
-Both sides do the same steps on the same batch size; the bare side feeds one fixed batch of ready float tensors, so the
-difference is everything around the model: order, augmentation, copying, schedule, progress, validation excluded.
-The two alternate, a block of steps each, so that both see the same noise of a shared machine.
+Both sides do the same steps on the same batch size; the bare side feeds one fixed batch of ready
+float tensors, so the difference is everything around the model: order, augmentation, copying,
+schedule, progress; validation is excluded. The two alternate, a block of steps each, so that both
+see the same noise of a shared machine.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def bare(net: nn.Module, head: nn.Module, batch: int, steps: int, size_px: int) 
     return batch * steps / (time.monotonic() - begun)
 
 
-def ours(net: nn.Module, head: CosineHead, pixels: np.ndarray, labels: torch.Tensor, batch: int) -> float:
+def ours(
+    net: nn.Module, head: CosineHead, pixels: np.ndarray, labels: torch.Tensor, batch: int
+) -> float:
     """Pictures per second of one epoch of `hetero.fit.fit`, as it reports them itself."""
     with tempfile.TemporaryDirectory() as folder:
         (epoch,) = fit(
@@ -69,7 +72,9 @@ def main() -> None:
     """Write raw speeds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training.json"))
-    parser.add_argument("--backbones", nargs="*", default=["resnet:width=16", "mobilenet:width=1.0"])
+    parser.add_argument(
+        "--backbones", nargs="*", default=["resnet:width=16", "mobilenet:width=1.0"]
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
@@ -95,9 +100,15 @@ def main() -> None:
             )
         ratios = [p["ours_images_per_s"] / p["bare_images_per_s"] for p in pairs]
         out.append({"backbone": spec, "pairs": pairs, "ratio_median": statistics.median(ratios)})
-        print(f"{spec}: {statistics.median(ratios):.3f} of bare speed ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(
+            f"{spec}: {statistics.median(ratios):.3f} of bare speed ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpu_count": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    machine = {
+        "cpu_count": os.cpu_count(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     args.output.write_text(json.dumps({"machine": machine, "results": out}, indent=1) + "\n")
 
 

@@ -106,7 +106,8 @@ class LocalLink:
                 (folder / name).unlink(missing_ok=True)
         (folder / "stop").unlink(missing_ok=True)
         worker = f"store/{sha256(WORKER)}.py"
-        self.put(WORKER, worker, again=False)
+        if not (self.root / worker).exists():
+            self.put(WORKER, worker)
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
         with (
             storage_errors(folder),
@@ -151,21 +152,27 @@ class LocalLink:
         """Ask the worker to stop, and kill it if it does not."""
         if self._pid(run) is None:
             return
-        (self.root / run / "stop").touch()
-        deadline = time.monotonic() + STOP_S
-        while (pid := self._pid(run)) is not None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            while self._pid(run) is not None:
-                time.sleep(0.02)
+        with contextlib.suppress(OSError):  # on a full disk: then it is killed below
+            (self.root / run / "stop").touch()
+        if (pid := self._still_there(run)) is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if self._still_there(run) is not None:
+            raise DeviceError(self.name, f"process {pid} of its worker cannot be killed")
 
     def reap(self) -> None:
         """Collect the workers that ended, so that none stays behind as a zombie."""
         for worker in self._workers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(timeout=STOP_S)
+
+    def _still_there(self, run: str) -> int | None:
+        """The process id of a worker that lives even after a moment."""
+        deadline = time.monotonic() + STOP_S
+        while (pid := self._pid(run)) is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return pid
 
     def _pid(self, run: str) -> int | None:
         """The process id of a living worker of this run folder."""

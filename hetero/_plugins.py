@@ -24,7 +24,7 @@ def load(package: str, name: str) -> ModuleType:
     kind = package.rpartition(".")[2].removesuffix("s")
     if name in names(package):
         return importlib.import_module(f"{package}.{name}")
-    if "." in name.strip("."):
+    if "." in name and not name.startswith("."):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -31,32 +31,37 @@ def processes() -> PartialState:
     return made
 
 
-def any_of(accelerator: Accelerator, flag: bool) -> bool:
+def accelerator() -> Accelerator:
+    """What moves models and gradients between these processes and their devices."""
+    processes()
+    made: Accelerator = require("accelerate", "train").Accelerator()
+    return made
+
+
+def any_of(run: Accelerator, flag: bool) -> bool:
     """Whether any process says so: they have to stop together, or one waits for ever."""
-    if accelerator.num_processes == 1:
+    if run.num_processes == 1:
         return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum"))
+    return bool(run.reduce(torch.tensor(float(flag), device=run.device), "sum"))
 
 
-def mean_of(accelerator: Accelerator, value: Tensor) -> Tensor:
+def mean_of(run: Accelerator, value: Tensor) -> Tensor:
     """The mean over the processes, on the CPU."""
-    if accelerator.num_processes == 1:
+    if run.num_processes == 1:
         return value
-    mean: Tensor = accelerator.reduce(value.to(accelerator.device), "mean")
+    mean: Tensor = run.reduce(value.to(run.device), "mean")
     return mean.cpu()
 
 
-def from_main(
-    accelerator: Accelerator, numbers: Callable[[], Sequence[float]], count: int
-) -> list[float]:
+def from_main(run: Accelerator, numbers: Callable[[], Sequence[float]], count: int) -> list[float]:
     """The `count` numbers that the main process finds, in all processes.
 
     Batch statistics, and so scores, differ a little between processes; one has to decide for all.
     """
-    if accelerator.num_processes == 1:
+    if run.num_processes == 1:
         return list(numbers())
-    mine = numbers() if accelerator.is_main_process else [0.0] * count
+    mine = numbers() if run.is_main_process else [0.0] * count
     shared = require("accelerate.utils", "train").broadcast(
-        torch.tensor(mine, dtype=torch.float64, device=accelerator.device)
+        torch.tensor(mine, dtype=torch.float64, device=run.device)
     )
     return [float(x) for x in shared]

@@ -1,4 +1,6 @@
-"""The command line: ``hetero COMMAND``. Results go to standard output, everything else to standard error.
+"""The command line: ``hetero COMMAND``.
+
+Results go to standard output, everything else to standard error.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -34,7 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a gallery model, or a query model into its space.")
+train_app = typer.Typer(
+    no_args_is_help=True, help="Train a gallery model, or a query model into its space."
+)
 app.add_typer(train_app, name="train")
 
 
@@ -57,16 +61,24 @@ class SplitName(StrEnum):
 
 Data = Annotated[
     str,
-    typer.Option("--data", "-d", help="Pictures: emoji, a folder of class folders, or a .csv/.parquet list."),
+    typer.Option(
+        "--data", "-d", help="Pictures: emoji, a folder of class folders, or a .csv/.parquet list."
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Seed = Annotated[int, typer.Option(help="Of weights, order and augmentation; equal seeds repeat bit for bit.")]
+Seed = Annotated[
+    int, typer.Option(help="Of weights, order and augmentation; equal seeds repeat bit for bit.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]
 Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Devices = Annotated[list[str] | None, typer.Option("--device", help="local, local:threads=2, ... Repeatable.")]
-Formats = Annotated[list[str] | None, typer.Option("--format", "-f", help="onnx, tflite, coreml. Repeatable.")]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", help="local, local:threads=2, ... Repeatable.")
+]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", "-f", help="onnx, tflite, coreml. Repeatable.")
+]
 Precisions = Annotated[
     list[str] | None, typer.Option("--precision", "-p", help="fp32, fp16, int8. Repeatable.")
 ]
@@ -153,9 +165,7 @@ def _bundle(root: Path, role: str = "") -> Bundle:
     return bundle
 
 
-def _finish(
-    report: Report, output: Path, as_json: bool, quiet: bool, judged: bool = True
-) -> None:
+def _finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: bool = True) -> None:
     """Show a report and exit with its verdict's code, or with 0 where nothing was to be judged."""
     from rich.console import Console
 
@@ -219,30 +229,37 @@ def demo(
 def train_gallery_command(
     data: Data = "emoji",
     output: Output = Path("runs/gallery"),
-    backbone: Annotated[str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")] = "resnet:width=16",
+    backbone: Annotated[
+        str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")
+    ] = "resnet:width=16",
     dim: Annotated[int, typer.Option(help="Length of the embedding.")] = 128,
-    size: Annotated[int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")] = 0,
+    size: Annotated[
+        int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
+    ] = 0,
     head: Annotated[str, typer.Option(help="cosine or arcface")] = "cosine",
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Annotated[int, typer.Option()] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: Seed = 0,
     resume: Resume = False,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train on at chance level.")
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a gallery model by classification; its weights define a new space."""
-    from hetero import models, workflow
+    from hetero import models
     from hetero.fit import Settings
     from hetero.preprocess import Preprocess
+    from hetero.stages import embedding
     from hetero.train import GalleryRecipe, train_gallery
 
     if head not in ("cosine", "arcface"):
         raise ConfigError(f"--head {head!r}: there are cosine and arcface")
     known = models.pretrained_preprocess(backbone) or Preprocess(32)
     bundle = train_gallery(
-        workflow.load_images(data),
+        embedding.load_images(data),
         GalleryRecipe(backbone, dim, "arcface" if head == "arcface" else "cosine"),
         replace(known, size_px=size) if size else known,
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
@@ -258,28 +275,36 @@ def train_query_command(
     gallery: Annotated[Path, typer.Argument(help="Bundle of the gallery model.")],
     data: Data = "",
     output: Output = Path("runs/query"),
-    backbone: Annotated[str, typer.Option(help="mobilenet:width=0.5, timm:NAME, package.module:function")] = "mobilenet:width=0.5",
-    method: Annotated[str, typer.Option(help="regression, bct, or a dotted path of your own.")] = "regression",
+    backbone: Annotated[
+        str, typer.Option(help="mobilenet:width=0.5, timm:NAME, package.module:function")
+    ] = "mobilenet:width=0.5",
+    method: Annotated[
+        str, typer.Option(help="regression, bct, or a dotted path of your own.")
+    ] = "regression",
     set_: Set = None,
-    views: Annotated[int, typer.Option(min=0, help="Augmented views the gallery model embeds beforehand.")] = 8,
+    views: Annotated[
+        int, typer.Option(min=0, help="Augmented views the gallery model embeds beforehand.")
+    ] = 8,
     epochs: Annotated[int, typer.Option()] = 40,
     batch: Annotated[int, typer.Option()] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: Seed = 0,
     resume: Resume = False,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train on at chance level.")
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a query model into a gallery bundle's space."""
-    from hetero import workflow
     from hetero.fit import Settings
+    from hetero.stages import embedding
     from hetero.train import QueryRecipe, train_query
 
     parent = _bundle(gallery, "gallery")
     bundle = train_query(
         parent,
-        workflow.load_images(data, parent),
+        embedding.load_images(data, parent),
         QueryRecipe(backbone, method, _settings(set_), views),
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         output,
@@ -299,13 +324,18 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write the PyTorch vectors of a collection, stamped with their space."""
-    from hetero import workflow
+    from hetero.stages import embedding
 
     made = _bundle(bundle)
-    images = workflow.load_images(data, made)
+    images = embedding.load_images(data, made)
     chosen = None if split is SplitName.all else split.value
-    vectors = workflow.embed_split(made, images, chosen, output, _reporter(quiet))  # type: ignore[arg-type]
-    value = {"file": str(output), "rows": len(vectors), "space": vectors.space.id, "skipped": len(images.skipped)}
+    vectors = embedding.embed_split(made, images, chosen, output, _reporter(quiet))  # type: ignore[arg-type]
+    value = {
+        "file": str(output),
+        "rows": len(vectors),
+        "space": vectors.space.id,
+        "skipped": len(images.skipped),
+    }
     _say(json_, value, f"{output}: {len(vectors)} vectors of space {vectors.space.id}")
 
 
@@ -315,23 +345,27 @@ def export(
     format: Formats = None,
     precision: Precisions = None,
     data: Data = "",
-    no_bake: Annotated[bool, typer.Option("--no-bake", help="Leave preprocessing outside: float32 NCHW in.")] = False,
-    batch: Annotated[int | None, typer.Option(help="Fixed batch; without it any number where possible.")] = None,
+    no_bake: Annotated[
+        bool, typer.Option("--no-bake", help="Leave preprocessing outside: float32 NCHW in.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Fixed batch; without it any number where possible.")
+    ] = None,
     resume: Resume = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write model files into a bundle; done only when they agree with PyTorch on the probe."""
     from hetero import export as formats
-    from hetero import workflow
+    from hetero.stages import embedding, exporting
 
     made = _bundle(bundle)
     precisions = precision or list(formats.PRECISIONS)
-    done = workflow.export_all(
+    done = exporting.export_all(
         made,
         format or list(formats.formats()),
         precisions,
-        images=workflow.load_images(data, made) if "int8" in precisions else None,
+        images=embedding.load_images(data, made) if "int8" in precisions else None,
         bake=not no_bake,
         batch=batch,
         resume=resume,
@@ -351,7 +385,8 @@ def check(
     gallery: Annotated[Path, typer.Option(help="Gallery bundle.")],
     data: Data = "",
     control: Annotated[
-        Path | None, typer.Option(help="Bundle of an independently trained model of the query's size.")
+        Path | None,
+        typer.Option(help="Bundle of an independently trained model of the query's size."),
     ] = None,
     device: Devices = None,
     format: Formats = None,
@@ -365,10 +400,10 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Run the exported files on devices, search the gallery's index, and give a verdict."""
-    from hetero import workflow
+    from hetero.stages import checking, embedding, running
 
     candidate = _bundle(query)
-    options = workflow.CheckOptions(
+    options = running.CheckOptions(
         devices=tuple(device or ["local"]),
         limits=limits,
         thorough=length.value,
@@ -378,10 +413,10 @@ def check(
         resume=resume,
         command=_command(),
     )
-    report = workflow.check(
+    report = checking.check(
         candidate,
         _bundle(gallery, "gallery"),
-        workflow.load_images(data, candidate),
+        embedding.load_images(data, candidate),
         output,
         options,
         control=_bundle(control) if control else None,
@@ -404,9 +439,9 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Measure load time, latency and memory of exported files on devices; every run is kept."""
-    from hetero import workflow
+    from hetero.stages import running
 
-    options = workflow.CheckOptions(
+    options = running.CheckOptions(
         devices=tuple(device or ["local"]),
         limits=limits,
         thorough=length.value,
@@ -415,7 +450,7 @@ def bench(
         precisions=tuple(precision or ()),
         command=_command(),
     )
-    report = workflow.bench(_bundle(bundle), output, options, reporter=_reporter(quiet))
+    report = running.bench(_bundle(bundle), output, options, reporter=_reporter(quiet))
     _finish(report, output, json_, quiet, judged=limits is not None)
 
 
@@ -427,9 +462,9 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write a stored report again, judged by other limits if you like; nothing is run."""
-    from hetero import workflow
+    from hetero.stages import checking
 
-    _finish(workflow.judge_again(folder, limits), folder, json_, quiet)
+    _finish(checking.judge_again(folder, limits), folder, json_, quiet)
 
 
 @app.command()
@@ -448,13 +483,14 @@ def doctor(
 ) -> None:
     """Examine this installation and a device, with fixes to copy."""
     from hetero import devices as kinds
-    from hetero import workflow
+    from hetero.stages import inspecting
 
-    checks = [*workflow.installation(), *kinds.examine(kinds.open_device(device))]
+    checks = [*inspecting.installation(), *kinds.examine(kinds.open_device(device))]
     rows = [{"check": c, "status": s, "detail": d, "fix": f} for c, s, d, f in checks]
     signs = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
     text = "\n".join(
-        f"{signs[s]} {c}: {d}" + (f"\n     fix: {f}" if f and s != "ok" else "") for c, s, d, f in checks
+        f"{signs[s]} {c}: {d}" + (f"\n     fix: {f}" if f and s != "ok" else "")
+        for c, s, d, f in checks
     )
     _say(json_, {"checks": rows}, text)
     if any(s == "fail" for _, s, _, _ in checks):
@@ -463,13 +499,15 @@ def doctor(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle, a model file, embeddings, or a report folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, a model file, embeddings, or a report folder.")
+    ],
     json_: Json = False,
 ) -> None:
     """Show what a bundle or file is: space, role, hashes, metadata; every hash is checked."""
-    from hetero import workflow
+    from hetero.stages import inspecting
 
-    value = workflow.inspect(path)
+    value = inspecting.inspect(path)
     _say(json_, value, "\n".join(f"{k}: {v}" for k, v in value.items()))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hetero import data, workflow
+from hetero import data
 from hetero.bundle import Bundle
 from hetero.fit import Settings
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.report import Report
+from hetero.stages import checking, exporting, running
 from hetero.train import GalleryRecipe, QueryRecipe, train_gallery, train_query
 
 FORMATS = ("onnx", "tflite", "coreml")
@@ -19,7 +20,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo trains: epochs of the three models, and the length of latency measurement."""
+    """How much the demo trains: epochs of three models, and the length of latency measurement."""
 
     gallery: GalleryRecipe
     query: QueryRecipe
@@ -75,7 +76,13 @@ def run(
     preprocess = Preprocess(32)
     settings = Settings(epochs=size.gallery_epochs, seed=seed, keep_going=quick)
     gallery = train_gallery(
-        images, size.gallery, preprocess, settings, output / "gallery", resume=resume, reporter=reporter
+        images,
+        size.gallery,
+        preprocess,
+        settings,
+        output / "gallery",
+        resume=resume,
+        reporter=reporter,
     )
     settings = replace(settings, epochs=size.query_epochs)
     query = train_query(
@@ -85,7 +92,7 @@ def run(
     control = train_gallery(
         images, alone, preprocess, settings, output / "control", resume=resume, reporter=reporter
     )
-    query = workflow.export_all(
+    query = exporting.export_all(
         Bundle.load(query.root) if resume else query,
         FORMATS,
         PRECISIONS,
@@ -97,9 +104,9 @@ def run(
     )
     if quick and limits is None:
         limits = Path(__file__).with_name("limits-quick.toml")
-    options = workflow.CheckOptions(
+    options = running.CheckOptions(
         limits=limits, thorough=size.thorough, resume=resume, command=command
     )
-    return workflow.check(
+    return checking.check(
         query, gallery, images, output / "check", options, control=control, reporter=reporter
     )

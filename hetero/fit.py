@@ -17,22 +17,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from hetero import _checkpoint
+from hetero import _checkpoint, _processes
 from hetero._files import write_json
-from hetero._processes import any_of, from_main, mean_of, processes
+from hetero._processes import any_of, from_main, mean_of
 from hetero.augment import Augment
-from hetero.errors import ConfigError, Interrupted, TrainingError, require
+from hetero.errors import ConfigError, Interrupted, TrainingError
 from hetero.progress import Reporter
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 #: Steps before which nothing is concluded from a model in evaluation mode.
 SETTLED_STEPS = 50
@@ -152,8 +149,7 @@ def fit(
         BundleError: The checkpoint cannot be read.
         ConfigError: The checkpoint belongs to another run, or there are too few pictures.
     """
-    processes()
-    accelerator: Accelerator = require("accelerate", "train").Accelerator()
+    accelerator = _processes.accelerator()
     world, me = accelerator.num_processes, accelerator.process_index
     steps = len(pixels) // settings.batch
     if steps < 1 or settings.batch % world or settings.batch // world < 2:
@@ -230,7 +226,7 @@ def fit(
                         "the same command with --resume goes on from here"
                     )
             done_here = (steps - first_step) * settings.batch
-            speed = done_here / (time.monotonic() - begun)
+            speed = done_here / max(1e-9, time.monotonic() - begun)
             loss_mean = float(mean_of(accelerator, total)) / steps
             first_step, total = 0, torch.zeros(())
             found = Check(*from_main(accelerator, lambda: astuple(validate(objective.net)), 3))

@@ -110,7 +110,7 @@ class Preprocess:
                 for k in ("mean", "std")
             )
             return cls(**{**value, "mean": mean, "std": std})  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise BundleError(f"not a preprocess spec: {value!r} ({error})") from error
 
     @property

@@ -8,7 +8,7 @@ nothing, not everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,11 @@ from hetero.errors import DataError
 from hetero.space import Embeddings
 
 #: Memory for similarities at one time, in MiB, unless a caller says otherwise.
-BLOCK_MIB = 256
+BLOCK_MIB = 64
+
+#: Similarities closer than this are ties. The last bits of a float32 product depend on where in a
+#: block it was computed; without a tolerance, the rows of a collapsed model would not be equal.
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,20 @@ def _check(queries: Embeddings, gallery: Embeddings, truth: Truth) -> None:
     gallery.space.must_match(queries.space, f"queries by {queries.made_by}")
     if (len(queries), len(gallery)) != (len(truth.query_labels), len(truth.gallery_labels)):
         raise DataError(
-            f"truth is for {len(truth.query_labels)} queries and {len(truth.gallery_labels)} gallery "
-            f"rows, but there are {len(queries)} and {len(gallery)}"
+            f"truth is for {len(truth.query_labels)} queries and {len(truth.gallery_labels)} "
+            f"gallery rows, but there are {len(queries)} and {len(gallery)}"
         )
 
 
-def _block_rows(gallery_rows: int, block_mib: float) -> int:
-    return max(1, int(block_mib * 2**20 / (4 * max(1, gallery_rows))))
+def _blocks(
+    queries: Embeddings, gallery: Embeddings, block_mib: float
+) -> Iterator[tuple[int, Float32[np.ndarray, "b g"]]]:
+    """First query row of each block, and the block's similarities; the next block overwrites it."""
+    step = max(1, int(block_mib * 2**20 / (4 * max(1, len(gallery)))))
+    store = np.empty((min(step, len(queries)), len(gallery)), dtype=np.float32)
+    for begin in range(0, len(queries), step):
+        rows = queries.vectors[begin : begin + step]
+        yield begin, np.matmul(rows, gallery.vectors.T, out=store[: len(rows)])
 
 
 def rank(
@@ -128,25 +139,15 @@ def rank(
     kept: list[int] = []
     found: list[Int64[np.ndarray, " r"]] = []
     visible: list[int] = []
-    step = _block_rows(len(gallery), block_mib)
-    columns = np.ascontiguousarray(gallery.vectors.T)
-    for begin in range(0, len(queries), step):
-        block = queries.vectors[begin : begin + step] @ columns
-        for at, scores in enumerate(block):
-            row = begin + at
+    for begin, block in _blocks(queries, gallery, block_mib):
+        for row, scores in enumerate(block, start=begin):
             hidden = by_group.get(truth.query_groups[row], none)
-            right = by_label.get(truth.query_labels[row], none)
-            if hidden.size:
-                right = right[np.isin(right, hidden, assume_unique=True, invert=True)]
-            if not right.size:
+            scores[hidden] = -np.inf
+            wanted = scores[by_label.get(truth.query_labels[row], none)]
+            wanted = np.sort(wanted[wanted != -np.inf])[::-1]
+            if not wanted.size:
                 continue
-            wanted = np.sort(scores[right])[::-1]
-            if hidden.size:
-                scores[hidden] = -np.inf
-            # Rows at least as similar, less the relevant ones that are: ties count against us.
-            ahead = np.fromiter((np.count_nonzero(scores >= s) for s in wanted), np.int64, len(wanted))
-            equal_or_better = np.searchsorted(-wanted, -wanted, side="right")
-            found.append(ahead - equal_or_better + np.arange(len(wanted)))
+            found.append(_ranks(scores, wanted))
             kept.append(row)
             visible.append(len(gallery) - hidden.size)
         if on_rows is not None:
@@ -165,6 +166,22 @@ def rank(
         visible=np.asarray(visible, dtype=np.int64),
         unanswerable=len(queries) - len(kept),
     )
+
+
+def _ranks(
+    scores: Float32[np.ndarray, " g"], wanted: Float32[np.ndarray, " r"]
+) -> Int64[np.ndarray, " r"]:
+    """Ranks among `scores` of those scores that are `wanted`, descending; ties count against."""
+    reach = wanted - np.float32(TIE)
+    # Each right answer looks only at what is at least as good as the one before, from the last up.
+    rest, ahead = scores, np.empty(len(wanted), dtype=np.int64)
+    for at in range(len(wanted) - 1, -1, -1):
+        better = rest >= reach[at]
+        ahead[at] = np.count_nonzero(better)
+        if at and 4 * ahead[at] < len(rest):
+            rest = rest[better]
+    # Right answers among those rows are no mistakes; before its own place count those above it.
+    return ahead - np.searchsorted(-wanted, -reach, side="right") + np.arange(len(wanted))
 
 
 def search(
@@ -187,29 +204,41 @@ def search(
 
     Returns:
         Gallery row numbers, and cosine similarities. Equal similarities go by row number.
+
+    Raises:
+        SpaceMismatchError: The two are not in one space.
+        DataError: k is below 1, or the gallery is empty.
     """
     gallery.space.must_match(queries.space, f"queries by {queries.made_by}")
     if truth is not None:
         _check(queries, gallery, truth)
+    if k < 1 or not len(gallery):
+        raise DataError(
+            f"search for the {k} best of {len(gallery)} gallery rows; both have to be at least 1"
+        )
     k = min(k, len(gallery))
     by_group = _members(truth.gallery_groups) if truth else {}
     rows = np.empty((len(queries), k), dtype=np.int64)
     values = np.empty((len(queries), k), dtype=np.float32)
-    step = _block_rows(len(gallery), block_mib)
-    for begin in range(0, len(queries), step):
-        block = queries.vectors[begin : begin + step] @ gallery.vectors.T
-        if truth is not None:
-            for at, scores in enumerate(block):
-                scores[by_group.get(truth.query_groups[begin + at], [])] = -np.inf
-        part = np.argpartition(-block, k - 1, axis=1)[:, :k] if k < len(gallery) else None
-        if part is None:
-            part = np.broadcast_to(np.arange(k), (len(block), k)).copy()
-        got = np.take_along_axis(block, part, axis=1)
-        order = np.lexsort((part, -got), axis=1)
-        rows[begin : begin + step] = np.take_along_axis(part, order, axis=1)
-        values[begin : begin + step] = np.take_along_axis(got, order, axis=1)
+    for begin, block in _blocks(queries, gallery, block_mib):
+        for row, scores in enumerate(block, start=begin):
+            if truth is not None:
+                scores[by_group.get(truth.query_groups[row], [])] = -np.inf
+            rows[row] = _top(scores, k)
+            values[row] = scores[rows[row]]
     rows[np.isneginf(values)] = -1
     return rows, values
+
+
+def _top(scores: Float32[np.ndarray, " g"], k: int) -> Int64[np.ndarray, " k"]:
+    """Row numbers of the k best scores, best first, equal ones by row number."""
+    # The k-th best of the maxima of many parts is a lower bound for the k-th best of all, and a
+    # maximum costs a fraction of a partition.
+    part = max(1, len(scores) // (8 * k))
+    heads = np.maximum.reduceat(scores, np.arange(0, len(scores), part))
+    bound = np.partition(heads, len(heads) - k)[len(heads) - k]
+    near = np.flatnonzero(scores >= bound)
+    return near[np.lexsort((near, -scores[near]))[:k]]
 
 
 def pairwise_cosine(a: Embeddings, b: Embeddings) -> Float64[np.ndarray, " n"]:
@@ -222,4 +251,5 @@ def pairwise_cosine(a: Embeddings, b: Embeddings) -> Float64[np.ndarray, " n"]:
     a.space.must_match(b.space, f"vectors by {b.made_by}")
     other = b.take(a.ids)
     dots = np.einsum("nd,nd->n", a.vectors.astype(np.float64), other.vectors.astype(np.float64))
-    return np.clip(dots, -1.0, 1.0)
+    cosine: Float64[np.ndarray, " n"] = np.clip(dots, -1.0, 1.0)
+    return cosine

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: the chain on a small folder of pictures, then everything that can be wrong."""
+"""The command line as a user runs it: the chain on a few pictures, then all that can be wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> H
         capfd.readouterr()
         with pytest.raises(SystemExit) as done:
             cli.main()
-            sys.exit(0)
         out, err = capfd.readouterr()
         code = done.value.code
         return Ran(code if isinstance(code, int) else 0, out, err)
@@ -60,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> H
 
 
 def draw(folder: Path, classes: int = 14, each: int = 8) -> Path:
-    """Pictures of coloured bars, a class a folder: two numbers make a class, noise makes a picture."""
+    """Pictures of coloured bars, a class a folder; noise makes them differ."""
     random = np.random.default_rng(0)
     for number in range(classes):
         home = folder / f"class{number:02d}"
@@ -68,7 +67,9 @@ def draw(folder: Path, classes: int = 14, each: int = 8) -> Path:
         hue = random.integers(0, 256, 3)
         for at in range(each):
             picture = np.full((20, 24, 3), 255, np.uint8)
-            picture[4 + number % 7 : 12 + number % 5, 3:20] = np.clip(hue + random.integers(-20, 20, 3), 0, 255)
+            picture[4 + number % 7 : 12 + number % 5, 3:20] = np.clip(
+                hue + random.integers(-20, 20, 3), 0, 255
+            )
             Image.fromarray(picture).save(home / f"{at}.png")
     return folder
 
@@ -88,16 +89,28 @@ TRAIN = ("--epochs", 2, "--batch", 16, "--keep-going", "-q")
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures/, gallery/, query/ (ONNX fp32 exported) and control/."""
     home = tmp_path_factory.mktemp("chain")
     pictures = draw(home / "pictures")
     small = ("--backbone", "mobilenet:width=0.25", *TRAIN)
-    script("train", "gallery", "-d", pictures, "--backbone", "resnet:width=4", "--dim", 16, *TRAIN, "-o", home / "gallery")
+    script(
+        "train",
+        "gallery",
+        "-d",
+        pictures,
+        "--backbone",
+        "resnet:width=4",
+        "--dim",
+        16,
+        *TRAIN,
+        "-o",
+        home / "gallery",
+    )
     script("train", "gallery", "-d", pictures, "--dim", 16, *small, "-o", home / "control")
     script("train", "query", home / "gallery", "--views", 2, *small, "-o", home / "query")
     script("export", home / "query", "-f", "onnx", "-p", "fp32", "-q")
-    yield home
+    return home
 
 
 @pytest.fixture
@@ -126,7 +139,12 @@ def test_a_check_writes_all_reports_and_they_fit_the_schema(run: Hetero, copy: P
     schema = json.loads((Path(hetero.__file__).parent / "report.schema.json").read_text())
     jsonschema.validate(report, schema)
     assert json.loads((copy / "check" / "report.json").read_text()) == report
-    assert {p.name for p in (copy / "check").iterdir()} >= {"report.md", "report.html", "junit.xml", "runs"}
+    assert {p.name for p in (copy / "check").iterdir()} >= {
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "runs",
+    }
     names = {m["name"] for m in report["measurements"]}
     assert names >= {
         "heterogeneous_recall_at_1",
@@ -222,7 +240,7 @@ def test_devices_and_doctor_answer(run: Hetero) -> None:
     assert {"hetero", "torch", "onnxruntime"} <= {c["check"] for c in checks}
 
 
-# -- bad input: one clear line, the right exit code, earlier results intact -------------------------
+# -- bad input: one clear line, the right exit code, earlier results intact -----------------------
 
 
 def test_a_missing_folder_of_pictures_is_named(run: Hetero, tmp_path: Path) -> None:
@@ -239,13 +257,17 @@ def test_an_empty_folder_is_refused(run: Hetero, tmp_path: Path) -> None:
 
 
 def test_one_class_cannot_be_trained_on(run: Hetero, tmp_path: Path) -> None:
-    ran = run("train", "gallery", "-d", draw(tmp_path / "one", classes=1), "-o", tmp_path / "out", "-q")
+    ran = run(
+        "train", "gallery", "-d", draw(tmp_path / "one", classes=1), "-o", tmp_path / "out", "-q"
+    )
     assert ran.code == 2
     assert "class" in ran.complaint
 
 
 def test_one_picture_per_class_cannot_be_evaluated(run: Hetero, tmp_path: Path) -> None:
-    ran = run("train", "gallery", "-d", draw(tmp_path / "single", each=1), "-o", tmp_path / "out", *TRAIN)
+    ran = run(
+        "train", "gallery", "-d", draw(tmp_path / "single", each=1), "-o", tmp_path / "out", *TRAIN
+    )
     assert ran.code == 2
     assert "class" in ran.complaint
 
@@ -312,17 +334,22 @@ def test_a_truncated_file_with_a_matching_hash_fails_on_the_device_as_one_line(
 
 
 def test_an_unknown_backbone_lists_those_there_are(run: Hetero, copy: Path) -> None:
-    ran = run("train", "gallery", "-d", copy / "pictures", "--backbone", "vgg", "-o", copy / "x", "-q")
+    ran = run(
+        "train", "gallery", "-d", copy / "pictures", "--backbone", "vgg", "-o", copy / "x", "-q"
+    )
     assert ran.code == 2
     assert "resnet" in ran.complaint
 
 
-def test_test_classes_that_were_trained_on_are_refused(run: Hetero, copy: Path, tmp_path: Path) -> None:
+def test_test_classes_that_were_trained_on_are_refused(
+    run: Hetero, copy: Path, tmp_path: Path
+) -> None:
     rows = ["path,label,split"]
     for number in range(14):
         split = ("test", "train")[number >= 7] if number else "val"
         rows += [
-            f"{copy / 'pictures'}/class{number:02d}/{at}.png,class{number:02d},{split}" for at in range(8)
+            f"{copy / 'pictures'}/class{number:02d}/{at}.png,class{number:02d},{split}"
+            for at in range(8)
         ]
     listed = tmp_path / "list.csv"
     listed.write_text("\n".join(rows) + "\n")
@@ -331,12 +358,16 @@ def test_test_classes_that_were_trained_on_are_refused(run: Hetero, copy: Path, 
     assert "trained on" in ran.complaint
 
 
-def test_a_full_disk_is_one_line_and_leaves_earlier_results(run: Hetero, copy: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_earlier_results(
+    run: Hetero, copy: Path, tmp_path: Path
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", small], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", small], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
     try:
@@ -353,12 +384,16 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(run: Hetero, copy: P
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_folder_without_write_permission_is_one_line(run: Hetero, copy: Path, tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_one_line(
+    run: Hetero, copy: Path, tmp_path: Path
+) -> None:
     if os.geteuid() == 0:
         # Root may write anywhere but to a read-only mount.
         shut = tmp_path / "shut"
         shut.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", shut], capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", shut], capture_output=True
+        )
         if mounted.returncode:
             pytest.skip(f"cannot mount read-only here: {mounted.stderr.decode().strip()}")
     else:

@@ -154,6 +154,10 @@ INFERRED: dict[str, tuple[Build, np.ndarray[Any, Any]]] = {
     "cast towards zero": (lambda x: mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32"), X4 * 3),
     "reshape": (lambda x: mb.reshape(x=x, shape=[2, -1, 3]), X4),
     "reshape zero": (lambda x: mb.reshape(x=x, shape=[1, 0, -1, 0, 0]), X4),
+    "reshape zero without an axis": (
+        lambda x: mb.reshape(x=x, shape=[1, 0, -1, 0]),
+        _random(2, 50),
+    ),
     "transpose": (lambda x: mb.transpose(x=x, perm=[0, 2, 3, 1]), X4),
     "squeeze": (lambda x: mb.squeeze(x=x, axes=[1, -1]), X4[:, :1, :, :1]),
     "squeeze all": (lambda x: mb.squeeze(x=x), X4[:, :1, :, :1]),

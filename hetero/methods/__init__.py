@@ -71,7 +71,7 @@ def make(name: str, settings: dict[str, Any] | None = None) -> Method:
     kind: Any = getattr(module, "Method", None)
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise ConfigError(f"method {name!r}: the module has no dataclass Method")
-    known = {f.name: f.default for f in fields(kind)}
+    known: dict[str, object] = {f.name: f.default for f in fields(kind)}
     if MISSING in known.values():
         bare = next(k for k, default in known.items() if default is MISSING)
         raise ConfigError(f"method {name!r}: the setting {bare} has no default")
@@ -81,14 +81,14 @@ def make(name: str, settings: dict[str, Any] | None = None) -> Method:
             raise ConfigError(
                 f"method {name}: no setting {key!r}; there are {', '.join(known) or 'none'}"
             )
-        wanted = type(known[key])
+        wanted: Any = type(known[key])
         try:
             given[key] = _TRUTH[str(value).lower()] if wanted is bool else wanted(value)
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
                 f"method {name}: {key} needs a {wanted.__name__}, got {value!r}"
             ) from None
-    made: Method = kind(**given)
+    made: Method = module.Method(**given)
     return made
 
 

@@ -8,7 +8,7 @@ Anything else is ``package.module:function``, a user's own function that returns
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -217,6 +217,7 @@ class TorchEmbedder:
     """A bundle's net in PyTorch: the `hetero.embedder.Embedder` that all others are held to."""
 
     def __init__(self, bundle: Bundle) -> None:
+        """Load the bundle's weights."""
         self._net, self._preprocess = load(bundle), bundle.preprocess
         self.space = bundle.space
         self.name = f"{bundle.role} model {bundle.manifest.model.backbone} in PyTorch"

@@ -1,0 +1,225 @@
+"""Stage: the verdict. Exported files run on devices and searched in the gallery's index."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hetero import check as measuring
+from hetero._files import make_folder
+from hetero.bundle import Bundle
+from hetero.check import Reference
+from hetero.data import Images
+from hetero.errors import DataError, SpaceMismatchError
+from hetero.evaluate import Task, raw_pixels, task
+from hetero.progress import Reporter
+from hetero.report import Limit, Measurement, Report, load_limits
+from hetero.space import Embeddings
+from hetero.stages.embedding import embed
+from hetero.stages.inspecting import version
+from hetero.stages.running import CheckOptions, Ran, chosen, not_run, publish, run_files
+
+
+def check(
+    query: Bundle,
+    gallery: Bundle,
+    images: Images,
+    output: Path,
+    options: CheckOptions,
+    *,
+    control: Bundle | None = None,
+    reporter: Reporter,
+) -> Report:
+    """The report of a query bundle's exported files, run on devices and searched in the gallery.
+
+    Everything raw goes to `output` before it is judged: embeddings/*.safetensors and the run
+    folders with every latency. Then report.json, report.md, report.html and junit.xml.
+
+    Args:
+        query: With exported files.
+        gallery: Whose space the query model was trained into.
+        images: Its test split is used.
+        output: Folder for results.
+        options: Devices, limits, length.
+        control: An independently trained model of the query model's architecture.
+        reporter: Shows progress.
+
+    Raises:
+        SpaceMismatchError: The query bundle belongs to another gallery model.
+        DataError: A test class was trained on, or nothing can be evaluated.
+        DeviceError: A device failed; what was measured before is on disk.
+    """
+    limits = load_limits(options.limits)
+    gallery.space.must_match(query.space, f"query bundle {query.root}")
+    if query.preprocess != gallery.preprocess:
+        raise SpaceMismatchError(
+            f"{query.root}: its preprocessing differs from that of {gallery.root}; train it again"
+        )
+    files = chosen(query, options)
+    job = task(images, "test")
+    for bundle in filter(None, (query, gallery, control)):
+        _unseen(bundle, images)
+    make_folder(output)
+    reference, pictures, measured = _in_pytorch(query, gallery, control, images, job, reporter)
+    store = output / "embeddings"
+    reference.gallery.save(store / "gallery.safetensors")
+    reference.query.save(store / "query-pytorch-fp32.safetensors")
+    runs = run_files(query, files, reference, pictures, output, options, reporter)
+    series: dict[str, list[float]] = {}
+    shown: list[dict[str, Any]] = []
+    worst: tuple[float, Ran, Reference] | None = None
+    with reporter.bar("judge", len(runs)) as bar:
+        for run in runs:
+            held = reference if run.whole else reference.only(run.vectors.ids)
+            found = measuring.file(held, run.place, run.vectors)
+            measured += [*found, *run.measured]
+            key = f"{run.place.device}|{run.place.format}|{run.place.precision}"
+            if run.latency_ms is not None and len(run.latency_ms):
+                series[f"latency_ms|{key}"] = measuring.points(run.latency_ms)
+            cosine = _cosines(held, run.vectors)
+            series[f"cosine|{key}"] = measuring.points(cosine)
+            flipped = next(m.value for m in found if m.name == "query_negative_flip_rate")
+            if worst is None or (flipped, -cosine.min()) > (
+                worst[0],
+                -_cosines(worst[2], worst[1].vectors).min(),
+            ):
+                worst = (flipped, run, held)
+            bar.advance(1)
+    if worst is not None:
+        shown = measuring.examples(worst[2], worst[1].place, worst[1].vectors, pictures)
+    report = Report(
+        subject=f"{query.manifest.model.backbone} ({query.manifest.recipe.get('method', '')}) "
+        f"searching the index of {gallery.manifest.model.backbone} on {images.name}",
+        measurements=tuple(measured),
+        facts=_facts(query, gallery, control, images, job, runs, options),
+        not_run=not_run(files, runs),
+        examples=tuple(shown),
+        series=series,
+    )
+    judged = report.judged_by(_fitting(limits, report, options.limits))
+    publish(judged, output)
+    return judged
+
+
+def judge_again(folder: Path, limits: Path | None) -> Report:
+    """A stored report judged by these limits (or as it was judged) and written again."""
+    report = Report.load(folder / "report.json")
+    if limits is not None:
+        plain: list[Measurement] = []
+        for m in report.measurements:
+            bare = replace(m, limit=None, outcome="unjudged")
+            if bare not in plain:
+                plain.append(bare)
+        report = replace(report, measurements=tuple(plain)).judged_by(load_limits(limits))
+    publish(report, folder)
+    return report
+
+
+def _unseen(bundle: Bundle, images: Images) -> None:
+    """Refuses to score a model on classes it was trained on."""
+    seen = set(bundle.train_classes())
+    both = sorted(seen & set(images.classes("test")))
+    if both:
+        raise DataError(
+            f"{bundle.root}: {len(both)} test classes of {images.name} were trained on (first "
+            f"{both[0]!r}), so a score on them would mean nothing; use the collection and split it "
+            "was trained with, or other data"
+        )
+
+
+def _in_pytorch(
+    query: Bundle,
+    gallery: Bundle,
+    control: Bundle | None,
+    images: Images,
+    job: Task,
+    reporter: Reporter,
+) -> tuple[Reference, dict[str, UInt8[np.ndarray, "s s 3"]], list[Measurement]]:
+    """Both models' vectors, the pictures by id, and what the models do without any export."""
+    theirs, pixels = embed(gallery, images, job.rows, reporter)
+    ours, _ = embed(query, images, job.rows, reporter)
+    alone = None
+    if control is not None:
+        if control.space.dim != gallery.space.dim:
+            raise SpaceMismatchError(
+                f"{control.root}: the control model has dim {control.space.dim}, the gallery "
+                f"{gallery.space.dim}; train it with --dim {gallery.space.dim}"
+            )
+        alone, _ = embed(control, images, job.rows, reporter)
+    reference = Reference.make(job, theirs, ours)
+    ratio = gallery.manifest.model.macs / max(1, query.manifest.model.macs)
+    measured = measuring.models(
+        reference, pixels=raw_pixels(job.ids, pixels), control=alone, compute_ratio=ratio
+    )
+    return reference, dict(zip(job.ids, pixels, strict=True)), measured
+
+
+def _cosines(held: Reference, vectors: Embeddings) -> Float32[np.ndarray, " n"]:
+    ids = held.task.query_ids
+    a, b = held.query.take(ids), vectors.take(ids)
+    dots: Float32[np.ndarray, " n"] = np.einsum("nd,nd->n", a.vectors, b.vectors)
+    return dots
+
+
+def _fitting(limits: Sequence[Limit], report: Report, own: Path | None) -> tuple[Limit, ...]:
+    """One's own limits as they are; of the built-in ones those that have something to lie on."""
+    if own is not None:
+        return tuple(limits)
+    return tuple(x for x in limits if any(x.covers(m) for m in report.measurements))
+
+
+def _facts(
+    query: Bundle,
+    gallery: Bundle,
+    control: Bundle | None,
+    images: Images,
+    job: Task,
+    runs: Sequence[Ran],
+    options: CheckOptions,
+) -> dict[str, str]:
+    facts = {
+        "command": options.command,
+        "space": gallery.space.id,
+        "gallery model": f"{gallery.manifest.model.backbone}, weights {gallery.digest[:12]}",
+        "query model": f"{query.manifest.model.backbone}, weights {query.digest[:12]}",
+    }
+    if control is not None:
+        facts["control model"] = f"{control.manifest.model.backbone}, weights {control.digest[:12]}"
+    for name, bundle in (("gallery", gallery), ("query", query), ("control", control)):
+        if bundle is not None:
+            m = bundle.manifest
+            facts[f"{name} size"] = (
+                f"{m.model.parameters:,} parameters, {m.model.macs / 1e6:.2f} MMAC"
+            )
+            facts[f"{name} training"] = (
+                f"{m.recipe.get('method')}, {m.recipe.get('train.epochs')} epochs, "
+                f"seed {m.recipe.get('train.seed')}"
+            )
+    facts |= {
+        "data": f"{images.name}, split checksum {images.digest[:12]}",
+        "test classes": str(len(images.classes("test"))),
+        "queries": str(len(job.query_ids)),
+        "gallery pictures": str(len(job.gallery_ids)),
+        "skipped files": str(len(images.skipped)),
+        "limits": str(options.limits or "built in"),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "hetero": version("hetero"),
+        "torch": version("torch"),
+    }
+    for run in runs:
+        p = run.place
+        facts[f"{p.format} {p.precision} on {p.device}"] = (
+            f"SHA-256 {run.file.sha256[:12]}, "
+            + ", ".join(
+                f"{k} {run.facts[k]}"
+                for k in ("runtime", "version", "execution", "threads", "cpu")
+                if k in run.facts
+            )
+        )
+    return facts
