@@ -50,7 +50,8 @@ def _demo(path: Path) -> list[str]:
         f"`hetero demo --seed {report['seed']}`: {facts['gallery size']} (gallery) against "
         f"{facts['query size']} (query), {less:.0f}x less compute; "
         f"{facts['test classes']} classes never trained on, {n:,} queries, the query's own design "
-        f"family hidden from the gallery. Verdict: **{report['verdict']}**, {report['seconds']} s on "
+        f"family hidden from the gallery. Verdict: **{report['verdict']}**, "
+        f"{report['seconds']} s on "
         "2 shared cores. In percent, with 95 % intervals resampled by class.",
         "",
         "| search | Recall@1 | mAP |",
@@ -127,7 +128,8 @@ def render() -> str:
     others = sorted(RESULTS.glob("demo-seed*.json"))
     if len(others) > 1:
         lines += [
-            "| seed | verdict | query in the gallery's index, Recall@1 | the small model alone | paragon |"
+            "| seed | verdict | query in the gallery's index, Recall@1 | the small model alone "
+            "| paragon |"
         ]
         lines += ["| --- | --- | --- | --- | --- |"]
         for path in others:

@@ -100,9 +100,8 @@ def main() -> None:
             )
         ratios = [p["ours_images_per_s"] / p["bare_images_per_s"] for p in pairs]
         out.append({"backbone": spec, "pairs": pairs, "ratio_median": statistics.median(ratios)})
-        print(
-            f"{spec}: {statistics.median(ratios):.3f} of bare speed ({min(ratios):.3f} to {max(ratios):.3f})"
-        )
+        span = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{spec}: {statistics.median(ratios):.3f} of bare speed ({span})")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = {
         "cpu_count": os.cpu_count(),

@@ -17,12 +17,8 @@ An export is done when the written file, run on the bundle's probe, agrees with 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +27,11 @@ from types import ModuleType, TracebackType
 import numpy as np
 from jaxtyping import UInt8
 
-from hetero import _plugins, errors
+from hetero import _plugins
 from hetero._files import canonical_json, make_folder, storage_errors
 from hetero.bundle import Artifact, Bundle, digest
-from hetero.errors import BundleError, ConfigError, ExportError, HeteroError
+from hetero.errors import BundleError, ConfigError, HeteroError
+from hetero.export import _child
 from hetero.export._job import ConvertJob, Facts, Runner
 from hetero.export._parity import GATES
 from hetero.space import Embeddings
@@ -44,10 +41,11 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA",
     "ConvertJob",
-    "FileEmbedder",
     "Facts",
+    "FileEmbedder",
     "Runner",
     "export",
+    "export_each",
     "file_name",
     "formats",
     "load",
@@ -165,8 +163,8 @@ def export(
     """The bundle with one more model file, converted, run on the probe and found to agree.
 
     Conversion and comparison happen in a child process, whose chatter goes to
-    ``logs/export-FORMAT-PRECISION.log`` in the bundle. Nothing that was in the bundle changes
-    unless all of it succeeds; then a file of the same format and precision is replaced.
+    ``logs/export-FORMAT.log`` in the bundle. Nothing that was in the bundle changes unless all of
+    it succeeds; then a file of the same format and precision is replaced.
 
     Args:
         bundle: Its weights and probe are verified; its other files need not be whole, so that an
@@ -186,38 +184,103 @@ def export(
         ExportError: The converter refused, or the file does not do what PyTorch does.
         StorageError: The disk is full.
     """
-    say = on_line or (lambda _: None)
-    job = _job(bundle, format, precision, calibration, bake, batch, threads)
-    what = f"{format} {precision}"
-    log = make_folder(bundle.root / "logs") / f"export-{format}-{precision}.log"
-    name = file_name(format, precision, bake)
-    with _scratch(bundle.root / f".export-{name}") as scratch:
-        job = replace(job, output=scratch / name)
-        if precision == "int8":
-            job = replace(job, calibration=scratch / "calibration.npy")
-            with storage_errors(bundle.root):
-                np.save(scratch / "calibration.npy", calibration, allow_pickle=False)  # type: ignore[arg-type]
-        say(f"{what}: converting")
-        facts = _in_child(job, scratch, log, timeout_s)
-        hexdigest, size = digest(job.output)
-        item = Artifact(
-            path=name,
-            kind=format,
-            sha256=hexdigest,
-            size_bytes=size,
-            precision=precision,
-            input=job.input,
-            batch=job.batch,
-            facts=facts,
-        )
-        result = _register(bundle, item, job.output, scratch)
-    if "fallback" in facts:
-        say(f"{what}: {facts['fallback']}")
-    say(
-        f"{what}: {size / 2**20:.2f} MiB, worst cosine to PyTorch {facts['cosine_worst']:.6f}, "
-        f"{facts['conversion_s']:.1f} s"
+    (done,) = export_each(
+        bundle,
+        format,
+        (precision,),
+        calibration=calibration,
+        bake=bake,
+        batch=batch,
+        threads=threads,
+        timeout_s=timeout_s,
+        on_line=on_line,
     )
-    return result
+    return done
+
+
+def export_each(
+    bundle: Bundle,
+    format: str,
+    precisions: Sequence[str],
+    *,
+    calibration: UInt8[np.ndarray, "n s s 3"] | None = None,
+    bake: bool = True,
+    batch: int | None = None,
+    threads: int = 1,
+    timeout_s: float = 3600,
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[Bundle]:
+    """The bundle after each of these precisions has been added to it, as by `export`.
+
+    One child process converts them all, so a converter's libraries are loaded once, which is half
+    of the time. The first that fails ends it; those before it stay.
+
+    Args:
+        bundle: As for `export`, like all that follows.
+        format: Of all.
+        precisions: In this order.
+        calibration: Needed if one of them is int8.
+        bake: Of all.
+        batch: Of all.
+        threads: Of all.
+        timeout_s: For each.
+        on_line: Told in a line what happens.
+    """
+    jobs = [_job(bundle, format, p, calibration, bake, batch, threads) for p in precisions]
+    return _each(bundle, jobs, calibration, timeout_s, on_line or (lambda _: None))
+
+
+def _each(
+    bundle: Bundle,
+    jobs: Sequence[ConvertJob],
+    calibration: UInt8[np.ndarray, "n s s 3"] | None,
+    timeout_s: float,
+    say: Callable[[str], None],
+) -> Iterator[Bundle]:
+    """The bundle after each job."""
+    format = jobs[0].format
+    log = make_folder(bundle.root / "logs") / f"export-{format}.log"
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(_scratch(bundle.root / f".export-{format}"))
+        pixels = scratch / "calibration.npy"
+        if calibration is not None:
+            with storage_errors(bundle.root):
+                np.save(pixels, calibration, allow_pickle=False)
+        placed = []
+        for job in jobs:
+            folder = make_folder(scratch / job.precision)
+            placed.append(
+                replace(
+                    job,
+                    output=folder / file_name(format, job.precision, job.bake),
+                    calibration=pixels if job.precision == "int8" else None,
+                )
+            )
+        say(f"{format} {', '.join(j.precision for j in placed)}: converting")
+        results = stack.enter_context(
+            contextlib.closing(_child.facts(placed, scratch, log, timeout_s))
+        )
+        for job, facts in zip(placed, results, strict=True):
+            hexdigest, size = digest(job.output)
+            item = Artifact(
+                path=job.output.name,
+                kind=format,
+                sha256=hexdigest,
+                size_bytes=size,
+                precision=job.precision,
+                input=job.input,
+                batch=job.batch,
+                facts=facts,
+            )
+            bundle = _register(bundle, item, job.output, scratch)
+            what = f"{format} {job.precision}"
+            if "fallback" in facts:
+                say(f"{what}: {facts['fallback']}")
+            say(
+                f"{what}: {size / 2**20:.2f} MiB, worst cosine to PyTorch "
+                f"{facts['cosine_worst']:.6f}, {facts['conversion_s']:.1f} s"
+            )
+            yield bundle
 
 
 def _job(
@@ -277,68 +340,6 @@ def _scratch(path: Path) -> Iterator[Path]:
         yield path.resolve()
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _in_child(job: ConvertJob, scratch: Path, log: Path, timeout_s: float) -> Facts:
-    """The facts of a conversion that a child process made and compared."""
-    with storage_errors(scratch):
-        (scratch / "job.json").write_text(job.to_json(), encoding="utf-8")
-    # -P and our own sys.path: the child finds what we find, a user's backbone included, and a file
-    # called onnx.py in the working folder does not stand in for the library.
-    command = [sys.executable, "-P", "-m", "hetero.export._convert", str(scratch / "job.json")]
-    count = str(job.threads)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-        "PYTHONHASHSEED": "0",  # sets of names iterate alike, so equal bundles give equal files
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "JAX_PLATFORMS": "cpu",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "ORT_DISABLE_TELEMETRY": "1",
-    }
-    with storage_errors(log), log.open("wb") as sink:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment
-        )
-        try:
-            code = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise ExportError(
-                f"{job.format} {job.precision}: the converter was stopped after {timeout_s:g} s; "
-                f"see {log}"
-            ) from None
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-    return _result(job, scratch / "result.json", code, log)
-
-
-def _result(job: ConvertJob, path: Path, code: int, log: Path) -> Facts:
-    """The facts in a child's result file, or the error there as an exception of ours."""
-    what = f"{job.format} {job.precision}"
-    try:
-        result = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        how = f"ended with exit code {code}"
-        if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        raise ExportError(
-            f"{what}: the converter {how}; its last line was {_last_line(log)!r}; see {log}"
-        ) from error
-    if "error" in result:
-        kind = getattr(errors, result["error"], ExportError)
-        text = f"{what}: {result['message']}"
-        raise kind(text if result["ours"] else f"{text}; see {log}")
-    facts: Facts = result["facts"]
-    return facts
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((" ".join(x.split())[:300] for x in reversed(lines) if x.strip()), "")
 
 
 def _register(bundle: Bundle, item: Artifact, written: Path, scratch: Path) -> Bundle:

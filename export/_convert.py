@@ -1,12 +1,12 @@
-"""The child process of an export: converts, compares, and leaves result.json beside its job.
+"""The child process of an export: converts, compares, and leaves a result.json beside each file.
 
-Run as ``python -m hetero.export._convert JOB.json``. In a process of its own, because converters
-print, take memory and can end in native code; what they say goes to the log that is our output.
+Run as ``python -m hetero.export._convert JOBS``, a file with one job in JSON a line. In a process
+of its own, because converters print, take memory and can end in native code; what they say goes to
+the log that is our output.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
@@ -16,6 +16,7 @@ from hetero._files import write_json
 from hetero.bundle import Bundle, digest
 from hetero.errors import BundleError, HeteroError
 from hetero.export import module
+from hetero.export._child import result_of
 from hetero.export._job import ConvertJob, Facts, first_line
 from hetero.export._parity import check
 
@@ -46,18 +47,23 @@ def run(job: ConvertJob) -> Facts:
     }
 
 
-def main(path: Path) -> int:
-    """Exit code 0; result.json says whether it worked."""
-    job = ConvertJob.from_json(path.read_text(encoding="utf-8"))
-    try:
-        result: dict[str, object] = {"facts": run(job)}
-    except HeteroError as error:
-        traceback.print_exc()
-        result = {"error": type(error).__name__, "message": str(error), "ours": True}
-    except Exception as error:  # whatever a converter raises is reported, with its trace in the log
-        traceback.print_exc()
-        result = {"error": "ExportError", "message": first_line(error), "ours": False}
-    write_json(path.with_name("result.json"), json.loads(json.dumps(result)))
+def main(order: Path) -> int:
+    """Exit code 0; each job's result.json says whether it worked. The first that fails ends it."""
+    for text in order.read_text(encoding="utf-8").splitlines():
+        job = ConvertJob.from_json(text)
+        try:
+            result: dict[str, object] = {"facts": run(job)}
+        except HeteroError as error:
+            traceback.print_exc()
+            result = {"error": type(error).__name__, "message": str(error), "ours": True}
+        except (
+            Exception
+        ) as error:  # whatever it is gets reported; the log has its trace
+            traceback.print_exc()
+            result = {"error": "ExportError", "message": first_line(error), "ours": False}
+        write_json(result_of(job), result)
+        if "error" in result:
+            break
     return 0
 
 

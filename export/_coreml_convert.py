@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from hetero._files import sha256, storage_errors, write_json
 from hetero.errors import ExportError
+from hetero.export import _seal
 from hetero.export._job import ConvertJob, Facts
 from hetero.export._mil_store import WEIGHTS_KEY, line, message, model_file
 from hetero.models import FromPixels
@@ -176,7 +177,8 @@ def save(model: Any, job: ConvertJob) -> None:
             else f"RGB as float32 (n, 3, {side}, {side}), normalised outside"
         )
         out.shortDescription = f"The embedding, float32 (n, {job.dim})"
-        file.write_bytes(spec.SerializeToString(deterministic=True))
+        about.userDefined[_seal.KEY] = _seal.BLANK
+        file.write_bytes(_seal.seal(spec.SerializeToString(deterministic=True)))
         # A map for ExecuTorch's debugger, of no use to anybody else.
         (job.output / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
         _rename_items(job.output / "Manifest.json")

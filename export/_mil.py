@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetero.errors import BundleError, ExportError, require
 from hetero.export._mil_file import Constant, Operation, Package, Value, read
@@ -104,9 +105,7 @@ def prepare(package: Package) -> Program:
     return Program(package, constants, _steps(waiting, package, frozenset(constants)))
 
 
-def run(
-    program: Program, inputs: Mapping[str, np.ndarray[Any, Any]]
-) -> dict[str, np.ndarray[Any, Any]]:
+def run(program: Program, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The outputs of a program by name.
 
     Args:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetero.errors import BundleError, ExportError
 from hetero.export._mil_store import NUMPY, WEIGHTS_KEY, Weights, line, message, model_file
@@ -73,7 +74,7 @@ class Constant:
     """
 
     type: Value
-    data: np.ndarray[Any, Any] | str
+    data: NDArray[Any] | str
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -167,7 +168,7 @@ def _scaled(size: int, factor: Tensor | int) -> int:
     return math.floor(np.float32(scale) * np.float32(size))
 
 
-def _blend(x: Tensor, axis: int, at: np.ndarray[Any, Any]) -> Tensor:
+def _blend(x: Tensor, axis: int, at: NDArray[Any]) -> Tensor:
     """Linear interpolation along an axis, at these positions."""
     size = x.shape[axis]
     bounded(x.numel() // size, len(at))
@@ -180,7 +181,7 @@ def _blend(x: Tensor, axis: int, at: np.ndarray[Any, Any]) -> Tensor:
     return left + (x.index_select(axis, torch.from_numpy(high)) - left) * part
 
 
-def _grid(size: int, out: int, mode: str) -> np.ndarray[Any, Any]:
+def _grid(size: int, out: int, mode: str) -> NDArray[Any]:
     """Where the `out` samples of an axis lie, in units of its own elements."""
     bounded(out)
     i = np.arange(out, dtype=np.float64)

@@ -20,6 +20,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetero.errors import BundleError, require
 
@@ -130,9 +131,7 @@ class Weights:
         """Size of the files that were read so far."""
         return sum(len(raw) for raw in self._files.values())
 
-    def array(
-        self, name: str, offset: int, dtype: str, shape: tuple[int, ...]
-    ) -> np.ndarray[Any, Any]:
+    def array(self, name: str, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """The array that a file holds at an offset.
 
         Args:

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from numpy.typing import NDArray
 
 from hetero.errors import BundleError, ConfigError, require
-from hetero.export import _mil, _mil_file, _mil_store
+from hetero.export import _mil, _mil_file, _mil_store, _seal
 from hetero.export._job import ConvertJob, Facts, Runner, in_batches
 
 EXTRA = "coreml"
@@ -79,18 +80,21 @@ def metadata(path: Path) -> dict[str, str]:
     """The ``hetero.*`` texts in a package.
 
     Raises:
-        BundleError: The package is missing, torn or not an ML program.
+        BundleError: The package is missing, torn, altered or not one of ours.
         MissingExtraError: coremltools is not installed.
     """
+    _seal.read(_mil_store.model_file(path), "a Core ML")
     found = _mil_store.message(path).description.metadata.userDefined
-    return {str(k): str(v) for k, v in found.items() if k.startswith("hetero.")}
+    return {str(k): str(v) for k, v in found.items() if k.startswith("hetero.") and k != _seal.KEY}
 
 
 def describe(path: Path) -> dict[str, object]:
     """What a package is, as JSON values: versions, ops by type, ports, weights, compression.
 
+    Any ML program can be described, also one that was not exported here.
+
     Raises:
-        BundleError: The package is missing, torn or altered.
+        BundleError: The package is missing or torn.
         ExportError: It has control flow or a type that is not known here.
         MissingExtraError: coremltools is not installed.
     """
@@ -155,12 +159,12 @@ class _Base:
     ) -> None:
         return None
 
-    def __call__(self, inputs: np.ndarray[Any, Any]) -> Float32[np.ndarray, "n d"]:
+    def __call__(self, inputs: NDArray[Any]) -> Float32[np.ndarray, "n d"]:
         shape = (1, *self._entry.shape, 3) if self._image else self._entry.shape
         dtype = np.dtype(np.uint8 if self._image else np.float32)
         return in_batches(self._one, inputs, shape, dtype, str(self._path))
 
-    def _one(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _one(self, batch: NDArray[Any]) -> NDArray[Any]:
         raise NotImplementedError
 
 
@@ -175,7 +179,7 @@ class _Reference(_Base):
         torch = importlib.metadata.version("torch")
         self.runtime = f"reference execution of the MIL program (PyTorch {torch})"
 
-    def _one(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _one(self, batch: NDArray[Any]) -> NDArray[Any]:
         given = batch.transpose(0, 3, 1, 2).astype(np.float32) if self._image else batch
         with _threads(self._threads):
             return _mil.run(self._program, {self._entry.name: given})[self._out.name]
@@ -194,11 +198,11 @@ class _Apple(_Base):
             raise BundleError(f"{path}: Core ML refuses it ({line}); export it again") from error
         self.runtime = f"Core ML, macOS {platform.mac_ver()[0]}"
 
-    def _one(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _one(self, batch: NDArray[Any]) -> NDArray[Any]:
         from PIL import Image
 
         given = Image.fromarray(batch[0]) if self._image else batch
-        rows: np.ndarray[Any, Any] = self._model.predict({self._entry.name: given})[self._out.name]
+        rows: NDArray[Any] = self._model.predict({self._entry.name: given})[self._out.name]
         return rows
 
 
@@ -214,6 +218,8 @@ def load(path: Path, threads: int = 1) -> Runner:
         ExportError: The interpreter does not know an operation or input; the message names it.
         MissingExtraError: coremltools or PyTorch is not installed.
     """
+    # The seal covers the program and, as its text holds their hash, the weights.
+    _seal.read(_mil_store.model_file(path), "a Core ML")
     return _Reference(path, threads) if RUNS_HERE else _Apple(path)
 
 

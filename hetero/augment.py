@@ -126,8 +126,9 @@ class View(nn.Module):
         offset = (views[:, 15:18].reshape(n, 3, 1) - self.mean) / self.std
         out = torch.baddbmm(offset, matrix, x.reshape(n, 3, h * w)).reshape(n, 3, h, w)
         side, top, left = views[:, 18], views[:, 19], views[:, 20]
-        ys = torch.arange(h, device=x.device) / h - (top * (1 - side))[:, None]
-        xs = torch.arange(w, device=x.device) / w - (left * (1 - side))[:, None]
+        # By the middle of each pixel, so that no border is spared.
+        ys = (torch.arange(h, device=x.device) + 0.5) / h - (top * (1 - side))[:, None]
+        xs = (torch.arange(w, device=x.device) + 0.5) / w - (left * (1 - side))[:, None]
         rows = (ys >= 0) & (ys < side[:, None])
         columns = (xs >= 0) & (xs < side[:, None])
         out = out.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

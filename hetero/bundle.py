@@ -191,10 +191,26 @@ class Bundle:
             raise BundleError(f"{path}: cannot be read ({error})") from error
 
     def probe(self) -> Probe:
-        """The probe pictures and their reference vectors."""
+        """The probe pictures and their reference vectors.
+
+        Raises:
+            BundleError: It is missing or torn, or its parts do not belong together.
+        """
         t = self.tensors("probe")
-        ids = tuple(t["ids"].tobytes().decode().split("\n"))
-        return Probe(ids, t["pixels"], t["vectors"])
+        try:
+            ids = tuple(t["ids"].tobytes().decode().split("\n"))
+            pixels, vectors = t["pixels"], t["vectors"]
+        except (KeyError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.root}: probe.safetensors is no probe ({error})") from error
+        size, dim = self.preprocess.size_px, self.space.dim
+        wanted = ((len(ids), size, size, 3), (len(ids), dim), np.uint8, np.float32)
+        if (pixels.shape, vectors.shape, pixels.dtype, vectors.dtype) != wanted:
+            raise BundleError(
+                f"{self.root}: probe.safetensors has {pixels.dtype} pixels {pixels.shape} and "
+                f"{vectors.dtype} vectors {vectors.shape} for {len(ids)} ids of "
+                f"{size}x{size} pictures in {dim} dimensions; train again"
+            )
+        return Probe(ids, pixels, vectors)
 
     def train_classes(self) -> tuple[str, ...]:
         """The classes the model was trained on, on which it must not be scored."""

@@ -116,8 +116,8 @@ def main() -> None:
             _fail("interrupted", 130)
         _debug()
         _fail(
-            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a fault of "
-            "hetero: please report it, with the output of the same command under HETERO_DEBUG=1",
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "
+            "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it",
             4,
         )
 

@@ -61,10 +61,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        if self.epochs < 1 or self.batch < 2 or self.lr <= 0 or not 0 <= self.warmup < 1:
+        counts = self.epochs >= 1 and self.batch >= 2
+        rates = 0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf
+        if not (counts and rates and 0 <= self.warmup < 1):
             raise ConfigError(
-                "training: epochs at least 1, batch at least 2, lr above 0, warmup in 0..1; got "
-                f"epochs={self.epochs}, batch={self.batch}, lr={self.lr}, warmup={self.warmup}"
+                "training: epochs at least 1, batch at least 2, lr above 0, weight_decay at least "
+                f"0, warmup in 0..1; got epochs={self.epochs}, batch={self.batch}, lr={self.lr}, "
+                f"weight_decay={self.weight_decay}, warmup={self.warmup}"
             )
 
     def identity(self) -> dict[str, Any]:

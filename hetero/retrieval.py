@@ -238,7 +238,8 @@ def _top(scores: Float32[np.ndarray, " g"], k: int) -> Int64[np.ndarray, " k"]:
     heads = np.maximum.reduceat(scores, np.arange(0, len(scores), part))
     bound = np.partition(heads, len(heads) - k)[len(heads) - k]
     near = np.flatnonzero(scores >= bound)
-    return near[np.lexsort((near, -scores[near]))[:k]]
+    best: Int64[np.ndarray, " k"] = near[np.lexsort((near, -scores[near]))[:k]]
+    return best
 
 
 def pairwise_cosine(a: Embeddings, b: Embeddings) -> Float64[np.ndarray, " n"]:

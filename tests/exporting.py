@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hetero import data, models
-from hetero.bundle import Artifact, Bundle, Model
-from hetero.export import export
+from hetero.bundle import Bundle, Model
+from hetero.export import PRECISIONS, export_each
 from hetero.preprocess import Preprocess
 from hetero.space import Space
 
@@ -94,19 +94,22 @@ def copy_of_bundle(to: Path) -> Bundle:
 
 @functools.cache
 def exported(
-    format: str, precision: str, bake: bool = True, batch: int | None = None
-) -> tuple[Path, Artifact, tuple[str, ...]]:
-    """A file of `bundle`, its entry in the manifest, and the lines that the export said."""
+    format: str,
+    precisions: tuple[str, ...] = PRECISIONS,
+    bake: bool = True,
+    batch: int | None = None,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """A bundle with these files, all made by one call, and the lines that the export said."""
     said: list[str] = []
-    root = _home() / f"{format}-{precision}-{bake}-{batch}"
-    done = export(
-        copy_of_bundle(root),
+    done = bundle()
+    for done in export_each(  # noqa: B007
+        copy_of_bundle(_home() / "-".join([format, *precisions, str(bake), str(batch)])),
         format,
-        precision,
-        calibration=calibration() if precision == "int8" else None,
+        precisions,
+        calibration=calibration(),
         bake=bake,
         batch=batch,
         on_line=said.append,
-    )
-    item = Bundle.load(root).artifact(format, precision)
-    return done.path(item), item, tuple(said)
+    ):
+        pass
+    return Bundle.load(done.root), tuple(said)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 ct = pytest.importorskip("coremltools")
@@ -25,6 +26,13 @@ from hetero.export import _mil, _mil_store  # noqa: E402
 
 Build = Callable[[Any], Any]
 
+# What the libraries warn of is theirs; coremltools leaves its folders to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _libraries_are_not_garbage() -> Iterator[None]:
@@ -32,15 +40,14 @@ def _libraries_are_not_garbage() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
 
 
-def _random(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+def _random(*shape: int, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def _model(
-    build: Build, x: np.ndarray[Any, Any], precision: str = "fp32", target: Any = None
-) -> Any:
+def _model(build: Build, x: NDArray[Any], precision: str = "fp32", target: Any = None) -> Any:
     """coremltools' model of a program with the input x, made without any optimising pass."""
     target = target or ct.target.iOS17
     dtype = types.fp16 if precision == "fp16" else types.fp32
@@ -61,8 +68,8 @@ def _model(
 
 
 def _execute(
-    build: Build, x: np.ndarray[Any, Any], precision: str = "fp32", target: Any = None
-) -> list[np.ndarray[Any, Any]]:
+    build: Build, x: NDArray[Any], precision: str = "fp32", target: Any = None
+) -> list[NDArray[Any]]:
     """What the interpreter gives for the program, one array per output."""
     model = _model(build, x, precision, target)
     program = _mil.load(Path(model.package_path))
@@ -71,10 +78,10 @@ def _execute(
 
 
 def _inferred(
-    build: Build, x: np.ndarray[Any, Any], attribute: str = "val", target: Any = None
-) -> list[np.ndarray[Any, Any]]:
+    build: Build, x: NDArray[Any], attribute: str = "val", target: Any = None
+) -> list[NDArray[Any]]:
     """What coremltools itself computes for the program when x is a constant."""
-    found: list[np.ndarray[Any, Any]] = []
+    found: list[NDArray[Any]] = []
 
     @mb.program(input_specs=[mb.TensorSpec(shape=(1,))], opset_version=target or ct.target.iOS17)
     def program(dummy: Any) -> Any:
@@ -93,7 +100,7 @@ X3 = _random(2, 3, 8)
 POSITIVE = np.abs(_random(2, 3, 4)) + 0.1
 
 #: Name -> program, input. The oracle is coremltools' value inference.
-INFERRED: dict[str, tuple[Build, np.ndarray[Any, Any]]] = {
+INFERRED: dict[str, tuple[Build, NDArray[Any]]] = {
     "matmul": (lambda x: mb.matmul(x=x, y=_random(6, 3)), X4),
     "matmul transposed x": (lambda x: mb.matmul(x=x, y=_random(5, 3), transpose_x=True), X4),
     "matmul transposed y": (lambda x: mb.matmul(x=x, y=_random(3, 6), transpose_y=True), X4),
@@ -249,11 +256,11 @@ def test_an_op_gives_what_coremltools_infers(name: str) -> None:
         np.testing.assert_allclose(one, right, rtol=2e-5, atol=2e-6)
 
 
-def _torch(x: np.ndarray[Any, Any]) -> torch.Tensor:
+def _torch(x: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x))
 
 
-def _grid_tf(x: np.ndarray[Any, Any], out: tuple[int, int]) -> np.ndarray[Any, Any]:
+def _grid_tf(x: NDArray[Any], out: tuple[int, int]) -> NDArray[Any]:
     """Bilinear with sample i at i·in/out, written out with np.interp."""
     for axis, size in zip((-2, -1), out, strict=True):
         n = x.shape[axis]
@@ -268,7 +275,7 @@ DEEP = _random(8, 1, 3, 3, seed=2)
 BIAS = _random(6, seed=3)
 
 #: Name -> program, input, and what PyTorch or NumPy gives. coremltools infers none of these.
-REFERENCED: dict[str, tuple[Build, np.ndarray[Any, Any], Callable[[torch.Tensor], Any]]] = {
+REFERENCED: dict[str, tuple[Build, NDArray[Any], Callable[[torch.Tensor], Any]]] = {
     "conv valid": (
         lambda x: mb.conv(x=x, weight=W, bias=BIAS, pad_type="valid"),
         X,
@@ -302,6 +309,11 @@ REFERENCED: dict[str, tuple[Build, np.ndarray[Any, Any], Callable[[torch.Tensor]
         lambda x: mb.conv(x=x, weight=W, pad_type="same"),
         X,
         lambda x: F.conv2d(x, _torch(W), padding=1),
+    ),
+    "conv same where nothing is missing": (
+        lambda x: mb.conv(x=x, weight=_random(6, 4, 1, 1), pad_type="same"),
+        X,
+        lambda x: F.conv2d(x, _torch(_random(6, 4, 1, 1))),
     ),
     "conv in groups": (
         lambda x: mb.conv(x=x, weight=_random(6, 2, 3, 3), groups=2),
@@ -521,6 +533,13 @@ REFERENCED: dict[str, tuple[Build, np.ndarray[Any, Any], Callable[[torch.Tensor]
         X,
         lambda x: F.interpolate(x, (5, 17), mode="bilinear", align_corners=True),
     ),
+    "resize_bilinear to two rows takes first and last": (
+        lambda x: mb.resize_bilinear(
+            x=x, target_size_height=2, target_size_width=11, sampling_mode="STRICT_ALIGN_CORNERS"
+        ),
+        X,
+        lambda x: x[:, :, [0, -1]],
+    ),
     "resize_bilinear to one row takes the middle": (
         lambda x: mb.resize_bilinear(
             x=x, target_size_height=1, target_size_width=11, sampling_mode="ALIGN_CORNERS"
@@ -653,8 +672,13 @@ def test_a_constant_in_blocks_unpacks_as_coremltools_unpacks_it() -> None:
 
 
 #: Program, input, and the inputs that a file may leave out.
-DEFAULTS: dict[str, tuple[Build, np.ndarray[Any, Any], str]] = {
+DEFAULTS: dict[str, tuple[Build, NDArray[Any], str]] = {
     "conv": (lambda x: mb.conv(x=x, weight=W), X, "strides pad_type pad dilations groups"),
+    "conv with custom padding": (
+        lambda x: mb.conv(x=x, weight=W, pad_type="custom"),
+        X,
+        "pad",
+    ),
     "max_pool": (
         lambda x: mb.max_pool(x=x, kernel_sizes=[2, 2], pad_type="valid"),
         X,
@@ -664,6 +688,16 @@ DEFAULTS: dict[str, tuple[Build, np.ndarray[Any, Any], str]] = {
         lambda x: mb.avg_pool(x=x, kernel_sizes=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
         X,
         "strides exclude_padding_from_average ceil_mode",
+    ),
+    "max_pool over the end": (
+        lambda x: mb.max_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+        X,
+        "ceil_mode",
+    ),
+    "avg_pool over the end": (
+        lambda x: mb.avg_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+        X,
+        "ceil_mode",
     ),
     "matmul": (
         lambda x: mb.matmul(x=x, y=_random(11, 11)),
@@ -756,9 +790,7 @@ def test_an_unknown_op_is_named() -> None:
         _mil.load(Path(model.package_path))
 
 
-def _edited(
-    tmp_path: Path, build: Build, x: np.ndarray[Any, Any], edit: Callable[[Any], None]
-) -> Path:
+def _edited(tmp_path: Path, build: Build, x: NDArray[Any], edit: Callable[[Any], None]) -> Path:
     """A package whose message was changed after it was made."""
     path = tmp_path / "edited.mlpackage"
     shutil.copytree(_model(build, x).package_path, path)

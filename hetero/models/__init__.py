@@ -92,6 +92,11 @@ def options(text: str, defaults: Mapping[str, int | float | str], family: str) -
     return chosen
 
 
+def first_line(error: Exception) -> str:
+    """What a library complains of, without its advice: one line, never empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def backbone(spec: str) -> nn.Module:
     """The backbone that a command line names, with fresh (or a library's pretrained) weights.
 
@@ -137,9 +142,8 @@ def build(spec: str, dim: int, size_px: int = 32) -> EmbeddingNet:
         with torch.no_grad():
             out = trunk(torch.zeros(2, 3, size_px, size_px))
     except (RuntimeError, ValueError, TypeError) as error:
-        line = str(error).splitlines()[0]
         raise ConfigError(
-            f"backbone {spec!r} cannot take pictures of {size_px}x{size_px}: {line}"
+            f"backbone {spec!r} cannot take pictures of {size_px}x{size_px}: {first_line(error)}"
         ) from error
     if not isinstance(out, Tensor) or out.ndim != 2:
         raise ConfigError(

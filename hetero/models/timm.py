@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from hetero import models
 from hetero.errors import ConfigError, require
 from hetero.preprocess import Preprocess
 
@@ -36,7 +37,7 @@ def build(text: str) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (RuntimeError, OSError) as error:
-        raise ConfigError(f"backbone timm:{text}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"backbone timm:{text}: {models.first_line(error)}") from error
     return model
 
 

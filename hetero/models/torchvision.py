@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from hetero import models
 from hetero.errors import ConfigError, require
 
 #: With pretrained weights these also normalise their input anew, so they are another net.
@@ -32,7 +33,7 @@ def build(text: str) -> nn.Module:
     try:
         model: nn.Module = library.get_model(name, weights=weights or None)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise ConfigError(f"backbone torchvision:{text}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"backbone torchvision:{text}: {models.first_line(error)}") from error
     for head in ("fc", "classifier", "head", "heads"):
         module = getattr(model, head, None)
         if isinstance(module, nn.Linear):

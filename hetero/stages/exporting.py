@@ -50,29 +50,34 @@ def export_all(
     """
     from hetero import export
 
-    wanted = [(f, p) for f in formats for p in precisions]
     for name in formats:
         export.module(name)
+    unknown = sorted(set(precisions) - set(export.PRECISIONS))
+    if unknown:
+        raise ConfigError(
+            f"unknown precision {unknown[0]!r}; there are {', '.join(export.PRECISIONS)}"
+        )
     calibration = None
     if "int8" in precisions:
         if images is None:
             raise ConfigError("int8 needs calibration pictures; name a collection with --data")
         calibration = calibration_pixels(bundle, images)
-    with reporter.bar("export", len(wanted)) as bar:
-        for format, precision in wanted:
-            have = any(
-                f.kind == format and f.precision == precision and (f.input == "uint8_nhwc") == bake
-                for f in bundle.exported()
-            )
-            if not (resume and have):
-                bundle = export.export(
-                    bundle,
-                    format,
-                    precision,
-                    calibration=calibration if precision == "int8" else None,
-                    bake=bake,
-                    batch=batch,
-                    on_line=reporter.line,
-                )
-            bar.advance(1, f"{format} {precision}")
+    kept = "uint8_nhwc" if bake else "float32_nchw"
+    with reporter.bar("export", len(formats) * len(precisions)) as bar:
+        for format in formats:
+            have = {f.precision for f in bundle.exported() if (f.kind, f.input) == (format, kept)}
+            wanted = [p for p in precisions if not (resume and p in have)]
+            bar.advance(len(precisions) - len(wanted))
+            # One child process for all precisions of a format: its libraries load once.
+            for done in export.export_each(
+                bundle,
+                format,
+                wanted,
+                calibration=calibration,
+                bake=bake,
+                batch=batch,
+                on_line=reporter.line,
+            ):
+                bundle = done
+                bar.advance(1)
     return bundle

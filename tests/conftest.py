@@ -1,0 +1,73 @@
+"""What every test runs in: caches of its own, one thread a worker, nothing sent anywhere."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Before anything imports NumPy, PyTorch or ONNX Runtime; child processes inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# torchvision's operators, as its _meta_registrations.py expects them to be declared.
+_SUPPRESSION = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_OPERATORS = {
+    "nms": _SUPPRESSION,
+    "qnms": _SUPPRESSION,
+    **dict.fromkeys(
+        (
+            "roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool "
+            "_roi_pool_backward ps_roi_pool _ps_roi_pool_backward qroi_align deform_conv2d "
+            "_deform_conv2d_backward"
+        ).split(),
+        "(Tensor a) -> Tensor",
+    ),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Path]:
+    """A home folder of this run's own, so that no user's cache or setting has a say."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+            patch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+        # Only a list of the machine's fonts, which takes seconds to make.
+        if pytestconfig.cache is not None:
+            patch.setenv("MPLCONFIGDIR", str(pytestconfig.cache.mkdir("matplotlib")))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    """The timm library, its backbones ready to build; skips where it is not installed.
+
+    timm needs torchvision, whose CUDA build cannot be imported beside a CPU build of PyTorch until
+    its operators are declared. On a machine where the two match nothing is done.
+    """
+    torch = pytest.importorskip("torch", reason="needs the extra 'train'")
+    for name in ("timm", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed; needs the extra 'timm'")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        # The declarations last as long as the object that made them.
+        torch._hetero_tests_torchvision = torch.library.Library("torchvision", "DEF")
+        for name, signature in _OPERATORS.items():
+            torch._hetero_tests_torchvision.define(name + signature)
+    return importlib.import_module("timm")
