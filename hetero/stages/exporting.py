@@ -68,6 +68,8 @@ def export_all(
             have = {f.precision for f in bundle.exported() if (f.kind, f.input) == (format, kept)}
             wanted = [p for p in precisions if not (resume and p in have)]
             bar.advance(len(precisions) - len(wanted))
+            if not wanted:
+                continue
             # One child process for all precisions of a format: its libraries load once.
             for done in export.export_each(
                 bundle,
