@@ -63,12 +63,12 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 	$(BIN)/python -m build --outdir build/dist .
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/dist/*.whl
-	cd build/wheel-test && bin/python -I ../../tests/import_all.py
+	cd build/wheel-test && bin/python -I ../../tests/import_all.py --bare
 	cd build/wheel-test && bin/hetero --help > /dev/null
 	@echo "wheel-test: passed"
 
 bench: $(READY)  ## the benchmarks; raw results go to benchmarks/results
-	for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+	for name in training retrieval startup; do $(BIN)/python -m benchmarks.$$name; done
 
 # Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.
 lock: $(READY)  ## resolve all extras at once and write constraints.txt

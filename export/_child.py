@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from hetero import errors
@@ -27,7 +27,7 @@ def result_of(job: ConvertJob) -> Path:
 
 def facts(
     jobs: Sequence[ConvertJob], scratch: Path, log: Path, timeout_s: float
-) -> Iterator[Facts]:
+) -> Generator[Facts, None, None]:
     """The facts of each job in turn, converted and compared by one child process.
 
     Args:

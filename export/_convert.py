@@ -56,9 +56,7 @@ def main(order: Path) -> int:
         except HeteroError as error:
             traceback.print_exc()
             result = {"error": type(error).__name__, "message": str(error), "ours": True}
-        except (
-            Exception
-        ) as error:  # whatever it is gets reported; the log has its trace
+        except Exception as error:  # whatever it is gets reported; the log has its trace
             traceback.print_exc()
             result = {"error": "ExportError", "message": first_line(error), "ours": False}
         write_json(result_of(job), result)

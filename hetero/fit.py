@@ -274,8 +274,8 @@ def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) 
         )
     # A tenth of the schedule is warm-up; three epochs are needed to see anything on few pictures.
     enough = epoch >= max(3, math.ceil(0.25 * settings.epochs)) and steps >= SETTLED_STEPS
-    # Twice chance; where chance is high, a quarter of the way up from it, if there is a way up.
-    low = min(2 * found.chance, found.chance + (1 - found.chance) / 4)
+    # Twice chance; where chance is high, a tenth of the way up from it, if there is a way up.
+    low = min(2 * found.chance, found.chance + (1 - found.chance) / 10)
     at_chance = found.chance < 1 and found.score <= low
     if enough and at_chance and not settings.keep_going:
         raise TrainingError(

@@ -123,16 +123,15 @@ class Preprocess:
         from PIL import Image
 
         height, width = rgb.shape[:2]
-        if (height, width) == (self.size_px, self.size_px):
-            return rgb.copy()
-        box: tuple[float, float, float, float] = (0, 0, width, height)
         if self.fit == "centre":
+            # Cut before resizing: a filter given a box instead would look beyond its edges.
             side = min(height, width)
-            left, top = (width - side) // 2, (height - side) // 2
-            box = (left, top, left + side, top + side)
+            top, left = (height - side) // 2, (width - side) // 2
+            rgb = rgb[top : top + side, left : left + side]
+        if rgb.shape[:2] == (self.size_px, self.size_px):
+            return rgb.copy()
         kernel = Image.Resampling[self.resize.upper()]
-        picture = Image.fromarray(rgb).resize((self.size_px, self.size_px), kernel, box=box)
-        return np.asarray(picture)
+        return np.asarray(Image.fromarray(rgb).resize((self.size_px, self.size_px), kernel))
 
     def tensor(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n 3 h w"]:
         """Normalised input, NCHW, float32: (x/255 - mean) / std per channel."""

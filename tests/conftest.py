@@ -11,24 +11,30 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything imports NumPy, PyTorch or ONNX Runtime; child processes inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+# No test is timed: a machine may be busy. On CI the same examples are drawn every time.
+settings.register_profile(
+    "hetero",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("hetero")
+
 # torchvision's operators, as its _meta_registrations.py expects them to be declared.
-_SUPPRESSION = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_BOXES = "nms qnms"
+_OTHERS = """
+    roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool _roi_pool_backward
+    ps_roi_pool _ps_roi_pool_backward qroi_align deform_conv2d _deform_conv2d_backward
+"""
 _OPERATORS = {
-    "nms": _SUPPRESSION,
-    "qnms": _SUPPRESSION,
-    **dict.fromkeys(
-        (
-            "roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool "
-            "_roi_pool_backward ps_roi_pool _ps_roi_pool_backward qroi_align deform_conv2d "
-            "_deform_conv2d_backward"
-        ).split(),
-        "(Tensor a) -> Tensor",
-    ),
+    **dict.fromkeys(_BOXES.split(), "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+    **dict.fromkeys(_OTHERS.split(), "(Tensor a) -> Tensor"),
 }
 
 

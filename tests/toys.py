@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from hetero.data import Images
-from hetero.errors import MissingExtraError
 from hetero.preprocess import Preprocess
 from hetero.progress import Bar, Reporter
 
@@ -130,14 +129,3 @@ def backbone_with_dropout() -> Any:
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
     )
-
-
-def importable(module: str) -> str:
-    """"" if a library can be imported, else why not, for a skip."""
-    from hetero.errors import require
-
-    try:
-        require(module, "")
-    except (MissingExtraError, ImportError, OSError, RuntimeError) as error:
-        return f"{module} cannot be imported here: {' '.join(str(error).split())[:150]}"
-    return ""

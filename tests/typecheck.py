@@ -1,4 +1,4 @@
-"""The checker of types and shapes that the whole package runs under in tests; see pyproject.toml."""
+"""The checker of types and shapes under which the whole package runs in tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SELF_CHECKING = {
     ("hetero.preprocess", "Preprocess.__init__"),
     ("hetero.report", "Limit.__init__"),
     ("hetero.report", "Measurement.__init__"),
+    ("hetero.report", "Report.__init__"),
 }
 
 _check = beartype(
