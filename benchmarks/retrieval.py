@@ -2,9 +2,9 @@
 
     python -m benchmarks.retrieval
 
-Ours computes the rank of every right answer (all that recall@k, mAP and CMC need) for each query; faiss searches
-the first k. Both are exact. The two alternate, so that both see the same noise; memory of ours is bounded by
---block-mib, which is checked by the growth of this process's peak.
+Ours computes the rank of every right answer (all that recall@k, mAP and CMC need) for each query;
+faiss searches the first k. Both are exact. The two alternate, so that both see the same noise;
+memory of ours is bounded by --block-mib, which is checked by the growth of this process's peak.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(out, indent=1) + "\n")
     print(
-        f"ours over faiss: {out['ratio_median']:.2f} of its time ({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"peak memory +{grown_mib:.0f} MiB at a block of {args.block_mib:.0f}"
+        f"ours over faiss: {out['ratio_median']:.2f} of its time ({min(ratios):.2f} to "
+        f"{max(ratios):.2f}), peak memory +{grown_mib:.0f} MiB at a block of {args.block_mib:.0f}"
     )
 
 

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever is asked for)
+def __getattr__(name: str) -> Any:
     """A public name, its module imported when it is first used."""
     if name in _HOME:
         return getattr(importlib.import_module(f"hetero.{_HOME[name]}"), name)

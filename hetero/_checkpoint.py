@@ -59,7 +59,7 @@ class Checkpoint:
             )
         return state
 
-    def restore(self, state: dict[str, Any], *parts: Any) -> None:  # noqa: ANN401 (no common type)
+    def restore(self, state: dict[str, Any], *parts: Any) -> None:
         """Put what `write` saved back into objective, optimiser and schedule.
 
         Raises:

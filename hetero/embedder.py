@@ -1,8 +1,8 @@
 """Embedder: anything that turns pictures into embeddings, wherever it runs.
 
-PyTorch here is one (`hetero.models.TorchEmbedder`), an exported file opened on this machine another
-(`hetero.export.FileEmbedder`), a file on a device a third (`hetero.devices.DeviceEmbedder`). What is
-measured never asks which.
+PyTorch here is one (`hetero.models.TorchEmbedder`), an exported file opened on this machine is
+another (`hetero.export.FileEmbedder`), a file on a device a third (`hetero.devices.DeviceEmbedder`).
+What is measured never asks which.
 """
 
 from __future__ import annotations

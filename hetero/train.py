@@ -479,7 +479,7 @@ def _write(
     settings: Settings,
     *,
     net: models.EmbeddingNet,
-    role: Any,  # noqa: ANN401 (a Literal that mypy cannot see through keyword arguments)
+    role: Any,
     space: Space,
     backbone: str,
     preprocess: Preprocess,

@@ -145,6 +145,7 @@ def test_importing_the_command_line_loads_nothing_heavy():
 def test_importing_every_core_module_changes_nothing_in_the_process():
     code = """
 import os, random, sys, threading, warnings
+import jaxtyping, numpy, pydantic  # what these do to the process is theirs
 before = dict(os.environ), random.getstate(), threading.active_count(), list(warnings.filters)
 import hetero.check, hetero.cli, hetero.data, hetero.evaluate, hetero.metrics, hetero.render
 import hetero.export, hetero.devices, hetero.bundle, hetero.retrieval

@@ -488,11 +488,12 @@ def test_a_batch_larger_than_the_training_set_is_refused(
     gallery: Bundle, tmp_path: Path, role: str
 ) -> None:
     settings = replace(SHORT, batch=49)
+    train = {
+        "gallery": lambda: gallery_model(tmp_path, settings),
+        "query": lambda: query_model(tmp_path, gallery, settings),
+    }[role]
     with pytest.raises(ConfigError, match="48 pictures do not fill one batch of 49"):
-        if role == "gallery":
-            gallery_model(tmp_path, settings)
-        else:
-            query_model(tmp_path, gallery, settings)
+        train()
 
 
 def test_a_method_that_needs_a_head_refuses_a_bundle_without_one(

@@ -1,7 +1,8 @@
 """Retrieval metrics: one module each, a pure function of `Ranks`, one value per query.
 
-A metric is a module of this folder with ``per_query(ranks, k) -> float64 (queries,)``, values in 0..1, better
-is higher; `k` is ignored by metrics that look at the whole ranking. Means and intervals are taken here, once.
+A metric is a module of this folder with ``per_query(ranks, k) -> float64 (queries,)``, values in
+0..1, better is higher; `k` is ignored by metrics that look at the whole ranking. Means and
+intervals are taken here, once.
 """
 
 from __future__ import annotations

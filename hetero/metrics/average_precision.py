@@ -1,6 +1,7 @@
 """Average precision over the whole ranking; its mean over queries is mAP.
 
-Definition: Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008, section 8.4.
+Definition: Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008,
+    section 8.4.
 """
 
 from __future__ import annotations

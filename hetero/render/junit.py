@@ -76,7 +76,7 @@ def _class_name(device: str, format: str, precision: str) -> str:
     return _words.one_line(".".join(x for x in (device, format, precision) if x) or "models")
 
 
-def _case(lib: Any, m: Measurement) -> TestCase:  # noqa: ANN401
+def _case(lib: Any, m: Measurement) -> TestCase:
     case: TestCase = lib.TestCase(
         _words.one_line(m.name), _class_name(m.device, m.format, m.precision)
     )

@@ -59,7 +59,7 @@ class Ran:
     facts: Mapping[str, str]
 
 
-def plan_for(thorough: str, threads: int) -> Any:  # noqa: ANN401
+def plan_for(thorough: str, threads: int) -> Any:
     """The device plan of this name."""
     from hetero.devices import Plan
 
@@ -129,7 +129,7 @@ def run_files(
 def _on_device(
     query: Bundle,
     item: Artifact,
-    device: Any,  # noqa: ANN401 (hetero.devices.Device; naming it would import devices early)
+    device: Any,
     reference: Reference,
     pictures: Mapping[str, UInt8[np.ndarray, "s s 3"]],
     output: Path,
@@ -183,7 +183,7 @@ def _by_reference(
     )
 
 
-def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:  # noqa: ANN401
+def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:
     """Size, load time, latency and memory of a device's run."""
     from hetero import devices
 
