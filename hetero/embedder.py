@@ -1,7 +1,8 @@
 """Embedder: anything that turns pictures into embeddings, wherever it runs.
 
 PyTorch here is one (`hetero.models.TorchEmbedder`), an exported file opened on this machine is
-another (`hetero.export.FileEmbedder`), a file on a device a third (`hetero.devices.DeviceEmbedder`).
+another (`hetero.export.FileEmbedder`), a file on a device a third
+(`hetero.devices.DeviceEmbedder`).
 What is measured never asks which.
 """
 
