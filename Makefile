@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "'$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 2.5 GB, a few minutes, once"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(READY)  ## .venv with everything, versions as in constraints.txt
@@ -62,17 +62,18 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 	rm -rf build/dist build/wheel-test
 	$(BIN)/python -m build --outdir build/dist .
 	$(PYTHON) -m venv build/wheel-test
-	build/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/dist/*.whl
+	build/wheel-test/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt build/dist/*.whl
 	cd build/wheel-test && bin/python -I ../../tests/import_all.py --bare
 	cd build/wheel-test && bin/hetero --help > /dev/null
 	@echo "wheel-test: passed"
 
-bench: $(READY)  ## the benchmarks; raw results go to benchmarks/results
-	for name in training retrieval startup; do $(BIN)/python -m benchmarks.$$name; done
+bench: $(READY)  ## the benchmarks, a quarter of an hour; raw results go to benchmarks/results
+	for name in training retrieval startup demo; do $(BIN)/python -m benchmarks.$$name; done
+	$(BIN)/python -m benchmarks.tables
 
 # Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.
 lock: $(READY)  ## resolve all extras at once and write constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	{ echo "# Versions that were tested together; written by 'make lock'."; \
 	  $(BIN)/uv pip compile --quiet --upgrade --all-extras --no-annotate --no-header pyproject.toml \
 	  | sed -E '/^(--|nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > build-constraints.tmp

@@ -20,6 +20,9 @@ from hetero.errors import BundleError, ConfigError
 
 SCHEMA = "hetero.report/1"
 
+#: The device of a file that not its own runtime executed but a reference interpreter.
+REFERENCE = "reference"
+
 Outcome = Literal["pass", "fail", "inconclusive", "unjudged"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 

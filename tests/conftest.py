@@ -49,8 +49,9 @@ def own_home(
         for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             patch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
         # Only a list of the machine's fonts, which takes seconds to make.
-        if pytestconfig.cache is not None:
-            patch.setenv("MPLCONFIGDIR", str(pytestconfig.cache.mkdir("matplotlib")))
+        cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+        if cache is not None:
+            patch.setenv("MPLCONFIGDIR", str(cache.mkdir("matplotlib")))
         yield home
 
 

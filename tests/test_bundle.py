@@ -155,6 +155,19 @@ def test_one_bit_flipped_anywhere_in_any_file_is_found_and_the_file_named(tamper
         path.write_bytes(raw)
 
 
+@pytest.mark.parametrize("mask", [1])
+def test_no_byte_of_a_manifest_can_be_another_one(tampered, mask):
+    path = tampered / MANIFEST
+    raw = path.read_bytes()
+    try:
+        for at in range(len(raw)):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :])
+            with pytest.raises(BundleError, match=MANIFEST):
+                Bundle.load(tampered, verify=False)
+    finally:
+        path.write_bytes(raw)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_cut_anywhere_is_named(tampered, name):
     path = tampered / name

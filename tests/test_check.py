@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from geometry import CIRCLE, on_circle, space
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -161,13 +161,13 @@ def test_a_file_that_gives_the_same_vectors_loses_nothing(reference: dict[str, f
 
 
 def test_a_file_that_turns_every_vector_loses_everything() -> None:
-    found = by_file(a_reference(CLEAR), vectors(CLEAR, turned=90))
+    found = by_file(a_reference(CLEAR), vectors(CLEAR, turned=180))
     assert found["recall_at_1_lost"].value == 1
     assert found["query_negative_flip_rate"].value == 1
     assert found["query_positive_flip_rate"].value == 0
     assert found["heterogeneous_recall_at_1"].value == 0
-    assert found["cosine_worst"].value == pytest.approx(0, abs=1e-6)
-    assert found["cosine_median"].value == pytest.approx(0, abs=1e-6)
+    assert found["cosine_worst"].value == pytest.approx(-1)
+    assert found["cosine_median"].value == pytest.approx(-1)
 
 
 def test_one_damaged_query_shows_as_one_negative_flip_and_as_the_worst_cosine() -> None:
@@ -237,6 +237,7 @@ def test_every_measurement_of_a_file_says_which_file_and_how_many() -> None:
         assert m.n == 4
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.floats(0, 30))
 def test_every_interval_contains_its_value(seed: int, damage: float) -> None:
     rng = np.random.default_rng(seed)
@@ -261,7 +262,7 @@ def test_every_interval_contains_its_value(seed: int, damage: float) -> None:
     assert len(intervals) > 15
     for m in intervals:
         assert m.ci is not None
-        assert m.ci[0] <= m.value <= m.ci[1], m.name
+        assert m.ci[0] - 1e-9 <= m.value <= m.ci[1] + 1e-9, m.name
         assert np.isfinite(m.ci).all()
 
 
@@ -327,6 +328,7 @@ def test_flips_of_different_queries_are_refused() -> None:
         flips(held.ranks, held.only(["qa0", "qb0"]).ranks)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=4))
 def test_flips_are_the_difference_in_recall(angles: list[int]) -> None:
     held = a_reference(MIXED)

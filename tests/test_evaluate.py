@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from geometry import on_circle
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -52,10 +50,10 @@ def test_a_task_takes_the_queries_and_the_gallery_of_one_split() -> None:
 def test_a_task_ranks_by_id_whatever_the_order_of_the_vectors() -> None:
     images = collection([(label, f"g{i}", "test", "both") for i, label in enumerate("aabb")])
     found = task(images, "test")
-    degrees = {"p0": 0.0, "p1": 50.0, "p2": 40.0, "p3": 100.0}
+    degrees = {"p0": 0.0, "p1": 50.0, "p2": 40.0, "p3": 110.0}
     straight = on_circle(*degrees.values(), ids=list(degrees))
     turned = on_circle(*reversed(degrees.values()), ids=list(reversed(degrees)))
-    # Of p0's answer p1 the nearer p2 is ahead, of p1's answer p2 (p0 is 50 degrees off both), ...
+    # Ahead of their answers: p0 has p2, p1 has p2, p2 has p1 and p0, p3 has p1.
     assert found.rank(straight, straight).best.tolist() == [1, 1, 2, 1]
     assert found.rank(turned, straight).best.tolist() == [1, 1, 2, 1]
     assert found.rank(straight, turned).best.tolist() == [1, 1, 2, 1]
@@ -95,12 +93,13 @@ def test_one_answerable_query_is_enough() -> None:
 # -- scores ---------------------------------------------------------------------------------------
 
 
-@given(st.data())
-def test_scores_equal_a_sort_of_every_query_by_hand(data: st.DataObject) -> None:
-    classes = data.draw(st.integers(2, 4))
-    n = data.draw(st.integers(2 * classes, 14))
+@pytest.mark.parametrize("seed", range(12))
+def test_scores_equal_a_sort_of_every_query_by_hand(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(2, 5))
+    n = int(rng.integers(2 * classes, 16))
     labels = [f"c{i % classes}" for i in range(n)]
-    angles = data.draw(st.lists(st.integers(0, 359), min_size=2 * n, max_size=2 * n, unique=True))
+    angles = rng.uniform(0, 360, 2 * n)
     images = collection([(label, f"g{i}", "test", "both") for i, label in enumerate(labels)])
     job = task(images, "test")
     queries, gallery = on_circle(*angles[:n], ids=job.ids), on_circle(*angles[n:], ids=job.ids)
@@ -109,8 +108,6 @@ def test_scores_equal_a_sort_of_every_query_by_hand(data: st.DataObject) -> None
     for q in range(n):
         others = [g for g in range(n) if g != q]
         order = sorted(others, key=lambda g: -similar[q, g])
-        if len({float(similar[q, g]) for g in others}) < len(others):
-            return  # ties count against the query; they have tests of their own
         right = [labels[g] == labels[q] for g in order]
         first.append(any(right[:1]))
         fifth.append(any(right[:5]))
@@ -122,7 +119,7 @@ def test_scores_equal_a_sort_of_every_query_by_hand(data: st.DataObject) -> None
     for score in (found.recall_at_1, found.recall_at_5, found.map):
         assert score.n == n
         assert score.ci is not None
-        assert score.ci[0] <= score.value <= score.ci[1]
+        assert score.ci[0] - 1e-9 <= score.value <= score.ci[1] + 1e-9
 
 
 # -- the baseline without a model -----------------------------------------------------------------

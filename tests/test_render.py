@@ -521,3 +521,14 @@ def test_a_pipe_without_unicode_gets_question_marks_and_no_crash():
     file.flush()
     text = file.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
     assert "limit ? 0.9" in text
+
+
+def test_a_file_that_only_a_reference_interpreter_executed_is_not_counted_as_executed():
+    rows = tuple(
+        Measurement("heterogeneous_recall_at_1", 0.5, "", device, format, "fp32", n=100)
+        for device, format in (("local", "onnx"), ("reference", "coreml"))
+    )
+    report = Report("x", rows, not_run=(NotRun("coreml", "fp32", "its own runtime", "no Mac"),))
+    said = _verdict.sentence(report.judged_by([Limit("heterogeneous_recall_at_1", at_least=0.1)]))
+    assert "1 file executed, 1 file executed by a reference interpreter only" in said
+    assert "1 file not executed by their own runtime (Core ML)" in said

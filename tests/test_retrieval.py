@@ -91,9 +91,10 @@ def test_many_right_answers_are_ranked_as_a_slow_loop_does():
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
 
 
-def test_a_model_that_maps_everything_to_one_point_finds_nothing():
-    rows = np.tile(np.random.default_rng(0).normal(size=64), (300, 1))
-    same = embeddings(rows)
+@pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
+def test_a_model_that_maps_everything_to_one_point_finds_nothing(jitter):
+    rng = np.random.default_rng(0)
+    same = embeddings(rng.normal(size=64) + jitter * rng.normal(size=(300, 64)))
     labels = tuple(str(i // 3) for i in range(300))
     found = rank(same, same, Truth(labels, same.ids, labels, same.ids))
     # 299 are visible, 2 are right, and the 297 others are all ahead.

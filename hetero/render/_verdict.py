@@ -54,8 +54,7 @@ def _judgement(report: Report) -> str:
         passed = f"all {checks} passed" if len(judged) > 1 else "the one check passed"
         if not ran:
             return passed
-        every = "all " if len(ran) > 1 and not report.not_run else ""
-        return f"{every}{words.count(len(ran), 'file')} executed, {passed}"
+        return f"{view.executed(report)}, {passed}"
     worst = bad or open_
     verb = "failed" if bad else "could not be decided"
     name = view.namer(report)
@@ -75,6 +74,8 @@ def _left_out(report: Report) -> str:
         return ""
     formats = list(dict.fromkeys(words.place("", x.format, "") for x in report.not_run))
     what = words.count(len(report.not_run), "file")
+    if any(x.by_reference for x in view.files(report)):
+        return f"{what} not executed by their own runtime ({', '.join(formats)})"
     return f"{what} not executed ({', '.join(formats)})"
 
 

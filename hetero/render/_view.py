@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hetero.render import _words as words
-from hetero.report import Measurement, NotRun, Outcome, Report
+from hetero.report import REFERENCE, Measurement, NotRun, Outcome, Report
 
 Place = tuple[str, str, str]
 
@@ -43,12 +43,29 @@ class Subject:
 
     @property
     def was_run(self) -> bool:
-        """Whether it is an exported file that a device executed."""
+        """Whether it is an exported file that was executed, by its runtime or by reference."""
         return self.is_file and self.place[0] != ""
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether not its own runtime but a reference interpreter executed it."""
+        return self.place[0] == REFERENCE
 
     def get(self, name: str) -> Measurement | None:
         """The measurement, or None if it was not made."""
         return self.measurements.get(name)
+
+
+def executed(report: Report) -> str:
+    """How many files were executed, and by what: "6 files executed, 3 by reference only"."""
+    ran = files(report)
+    native = [x for x in ran if not x.by_reference]
+    every = "all " if len(ran) > 1 and not report.not_run else ""
+    parts = [f"{every}{words.count(len(native), 'file')} executed"] if native else []
+    if len(native) < len(ran):
+        rest = words.count(len(ran) - len(native), "file")
+        parts.append(f"{rest} executed by a reference interpreter only")
+    return ", ".join(parts)
 
 
 def subjects(report: Report) -> tuple[Subject, ...]:

@@ -100,9 +100,11 @@ def _tiles(report: Report) -> list[_Tile]:
             most = max(tail, key=lambda m: m.value) if tail else None
             said = f"p99 up to {_words.number(most)}" if most else "smallest to largest"
             tiles.append(_Tile(label, _words.spread(found), said if len(found) > 1 or most else ""))
-    ran = len(_view.files(report))
+    ran = len([x for x in _view.files(report) if not x.by_reference])
     if ran or report.not_run:
         left = f"{len(report.not_run)} not executed" if report.not_run else "none left out"
+        if any(x.by_reference for x in _view.files(report)):
+            left = f"{len(report.not_run)} by a reference interpreter only"
         tiles.append(_Tile("Files executed", str(ran), left))
     return tiles
 

@@ -203,6 +203,7 @@ def _facts(
             )
     facts |= {
         "data": f"{images.name}, split checksum {images.digest[:12]}",
+        "protocol": "on classes never trained on",
         "test classes": str(len(images.classes("test"))),
         "queries": str(len(job.query_ids)),
         "gallery pictures": str(len(job.gallery_ids)),

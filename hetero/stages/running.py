@@ -15,11 +15,11 @@ from hetero.bundle import Artifact, Bundle
 from hetero.check import Place, Reference
 from hetero.errors import ConfigError
 from hetero.progress import Reporter
-from hetero.report import Measurement, NotRun, Report, load_limits
+from hetero.report import REFERENCE, Measurement, NotRun, Report, load_limits
 from hetero.space import Embeddings
 
 #: Queries given to a reference execution (an interpreter is slow and its times mean nothing).
-REFERENCE_QUERIES = 200
+REFERENCE_QUERIES = 1000
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _by_reference(
     queries = reference.task.query_ids
     picked = np.linspace(0, len(queries) - 1, min(REFERENCE_QUERIES, len(queries)))
     ids = tuple(queries[i] for i in sorted({int(p) for p in picked}))
-    device = "reference" if export.module(item.kind).RUNS_HERE else "this machine"
+    device = REFERENCE if export.module(item.kind).RUNS_HERE else "this machine"
     with export.FileEmbedder(query, item) as embedder:
         vectors = embedder.embed(ids, np.stack([pictures[i] for i in ids]))
         runtime = embedder.runtime
@@ -207,9 +207,9 @@ def not_run(files: Sequence[Artifact], runs: Sequence[Ran]) -> tuple[NotRun, ...
     """The files that no runtime of their own executed, and why."""
     from hetero import export
 
-    done = {(r.place.format, r.place.precision) for r in runs if r.place.device != "reference"}
+    done = {(r.place.format, r.place.precision) for r in runs if r.place.device != REFERENCE}
     return tuple(
-        NotRun(f.kind, f.precision, "any", export.module(f.kind).RUNS_HERE)
+        NotRun(f.kind, f.precision, "its own runtime", export.module(f.kind).RUNS_HERE)
         for f in files
         if (f.kind, f.precision) not in done
     )
