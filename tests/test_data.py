@@ -94,11 +94,15 @@ def test_a_name_that_is_no_source_is_refused_with_those_there_are():
 def test_a_source_of_ones_own_is_named_by_its_dotted_path(tmp_path, monkeypatch):
     (tmp_path / "my_pictures").mkdir()
     (tmp_path / "my_pictures" / "shop.py").write_text(
-        "def source(where, seed):\n    return (where, seed)\n"
+        "from hetero.data import Images\n"
+        "def source(where, seed):\n"
+        "    one = ((where,), ('label',), ('group',), ('train',), ('both',))\n"
+        "    return Images(f'seed {seed}', *one, read=len)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert load("my_pictures.shop:a:b", seed=3) == ("a:b", 3)
+    found = load("my_pictures.shop:a:b", seed=3)
+    assert (found.name, found.ids) == ("seed 3", ("a:b",))
     sys.modules.pop("my_pictures.shop")
 
 
@@ -170,8 +174,8 @@ def test_a_class_keeps_its_split_when_others_are_added(names, more, seed):
     raw = {name: placed(name, seed) for name in names}
     count = Counter(raw.values())
     if count["train"] >= 2 and count["test"] >= 2 and count["val"] >= 1:
-        assert open_set_split(names, seed) == raw
-        grown = open_set_split(names | more, seed)
+        assert open_set_split(sorted(names), seed) == raw
+        grown = open_set_split(sorted(names | more), seed)
         assert {name: grown[name] for name in names} == raw
 
 

