@@ -13,7 +13,6 @@ SELF_CHECKING = {
     ("hetero.preprocess", "Preprocess.__init__"),
     ("hetero.report", "Limit.__init__"),
     ("hetero.report", "Measurement.__init__"),
-    ("hetero.report", "Report.__init__"),
 }
 
 _check = beartype(
