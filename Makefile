@@ -74,10 +74,11 @@ bench: $(READY)  ## the benchmarks, a quarter of an hour; raw results go to benc
 # Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.
 lock: $(READY)  ## resolve all extras at once and write constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	mkdir -p build
 	{ echo "# Versions that were tested together; written by 'make lock'."; \
 	  $(BIN)/uv pip compile --quiet --upgrade --all-extras --no-annotate --no-header pyproject.toml \
-	  | sed -E '/^(--|nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > build-constraints.tmp
-	mv build-constraints.tmp constraints.txt
+	  | sed -E '/^(--|nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > build/constraints.tmp
+	mv build/constraints.tmp constraints.txt
 
 clean:  ## remove what was built; .venv and runs stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

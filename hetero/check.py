@@ -5,12 +5,12 @@ Pure measuring: vectors in, measurements out. Nothing here knows a file format o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 
 from hetero.compare import agreement, flips
 from hetero.evaluate import Scores, Task, scores
@@ -177,9 +177,9 @@ def file(reference: Reference, place: Place, candidate: Embeddings) -> list[Meas
     return out
 
 
-def points(values: Iterable[float]) -> list[float]:
+def points(values: Float[np.ndarray, " n"]) -> list[float]:
     """A distribution as at most PLOT_POINTS of its quantiles, ascending."""
-    array = np.sort(np.asarray(list(values), dtype=np.float64))
+    array = np.sort(values.astype(np.float64))
     if len(array) > PLOT_POINTS:
         array = np.asarray(np.quantile(array, np.linspace(0, 1, PLOT_POINTS)), dtype=np.float64)
     return [float(f"{v:.8g}") for v in array]

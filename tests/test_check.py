@@ -349,7 +349,7 @@ def test_few_points_are_kept_as_they_are_in_ascending_order(count: int) -> None:
 
 def test_many_points_become_their_quantiles_with_both_ends() -> None:
     values = np.random.default_rng(0).exponential(size=10_000)
-    points = check.points(iter(values))
+    points = check.points(values)
     assert len(points) == PLOT_POINTS
     assert points == sorted(points)
     assert (points[0], points[-1]) == pytest.approx((values.min(), values.max()))

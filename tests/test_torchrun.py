@@ -108,15 +108,20 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     )
     here = [str(Path(__file__).parent), str(Path(hetero.__file__).parents[1])]
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
+    run = subprocess.Popen(
         [*argv, str(script), str(root)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    try:
+        _, said = run.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        # Asked to end, it ends its processes too; they would wait for each other for long.
+        run.terminate()
+        pytest.fail(f"the two processes did not end: {run.communicate()[1][-3000:]}")
+    assert run.returncode == 0, said[-3000:]
     return root, [json.loads((root / f"{me}.json").read_text()) for me in range(2)]
 
 

@@ -369,10 +369,15 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_in_the_same_bits(
             stderr=subprocess.PIPE,
             text=True,
         )
-    for role, child in children.items():
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == -signal.SIGKILL, said
-        assert (tmp_path / role / "training" / "checkpoint.pt").exists() == (role == "query")
+    try:
+        for role, child in children.items():
+            _, said = child.communicate(timeout=300)
+            assert child.returncode == -signal.SIGKILL, said
+            saved = tmp_path / role / "training" / "checkpoint.pt"
+            assert saved.exists() == (role == "query")
+    finally:
+        for child in children.values():
+            child.kill()
     again = gallery_model(tmp_path / "gallery", resume=True)
     assert weights(again.root) == weights(gallery.root)
     assert again.space == gallery.space
