@@ -90,8 +90,9 @@ Set = Annotated[
 
 def main() -> None:
     """Run the command line and exit; every error is one line and has its exit code."""
-    # Waiting threads must not spin: on a shared machine spinning costs far more than it wins.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other spin for a moment only. Sleeping at once halves the speed of
+    # small models; spinning as long as GNU OpenMP does by default halves it on a shared machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = app(standalone_mode=False)
