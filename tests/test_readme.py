@@ -97,3 +97,13 @@ def test_a_block_that_fails_is_seen(tmp_path):
 def test_blocks_are_told_apart():
     text = "a\n```bash\none\n```\n<!-- not run: slow -->\n```bash\ntwo\n```\n```python\n3\n```\n"
     assert blocks(text) == [(3, "bash", "one\n"), (10, "python", "3\n")]
+
+
+def test_the_results_of_the_readme_are_those_of_the_benchmark_files():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tables", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
