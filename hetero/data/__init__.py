@@ -172,8 +172,8 @@ def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
     """Class -> split, about 60 % train, 10 % val, 30 % test, by hash of the class name.
 
     A class keeps its split when others are added. With few classes the hash may leave a split
-    empty; then classes are taken over in hash order until train has 2, test 2 and val 1, as far as
-    there are classes.
+    empty; then classes are taken over in hash order until each has 2, train and test first, as far
+    as there are classes.
     """
     classes = sorted(set(labels))
 
@@ -185,7 +185,7 @@ def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
     for name in order:
         share = int(place(name)[:8], 16) % 100
         split[name] = "train" if share < 60 else "val" if share < 70 else "test"
-    wanted: tuple[tuple[Split, int], ...] = (("train", 2), ("test", 2), ("val", 1))
+    wanted: tuple[tuple[Split, int], ...] = (("train", 2), ("test", 2), ("val", 2))
     for rank, (name_of, least) in enumerate(wanted):
         # First from what a split can spare, then from those that come later in `wanted`.
         for floors in (dict(wanted), dict(wanted[:rank])):
