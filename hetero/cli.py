@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -94,6 +95,8 @@ def main() -> None:
     # small models; spinning as long as GNU OpenMP does by default halves it on a shared machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # What Pillow has to say of odd files is said by us, once, in the list of skipped files.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
