@@ -16,7 +16,7 @@ from hetero.compare import agreement, flips
 from hetero.evaluate import Scores, Task, scores
 from hetero.metrics import Score, mean, per_query
 from hetero.report import Measurement
-from hetero.retrieval import Ranks, Truth, search
+from hetero.retrieval import Ranks, Truth, pairwise_cosine, search
 from hetero.space import Embeddings
 
 #: Points of a distribution kept for a plot; the raw results stay on disk.
@@ -209,7 +209,7 @@ def examples(
     ranks = task.rank(candidate, reference.gallery)
     negative = np.zeros(len(queries), dtype=bool)
     negative[ranks.queries] = flips(reference.ranks, ranks).negative
-    cosine = np.einsum("nd,nd->n", queries.vectors, moved.vectors)
+    cosine = pairwise_cosine(queries, moved)
     order = np.lexsort((cosine, ~negative))[:count]
     chosen = [task.query_ids[i] for i in order]
     truth = Truth(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from hetero import check as measuring
 from hetero._files import make_folder
@@ -20,7 +20,7 @@ from hetero.errors import DataError, SpaceMismatchError
 from hetero.evaluate import Task, raw_pixels, task
 from hetero.progress import Reporter
 from hetero.report import Limit, Measurement, Report, load_limits
-from hetero.space import Embeddings
+from hetero.retrieval import pairwise_cosine
 from hetero.stages.embedding import embed
 from hetero.stages.inspecting import version
 from hetero.stages.running import CheckOptions, Ran, chosen, not_run, publish, run_files
@@ -73,7 +73,7 @@ def check(
     runs = run_files(query, files, reference, pictures, output, options, reporter)
     series: dict[str, list[float]] = {}
     shown: list[dict[str, Any]] = []
-    worst: tuple[float, Ran, Reference] | None = None
+    worst: tuple[tuple[float, float], Ran, Reference] | None = None
     with reporter.bar("judge", len(runs)) as bar:
         for run in runs:
             held = reference if run.whole else reference.only(run.vectors.ids)
@@ -82,14 +82,12 @@ def check(
             key = f"{run.place.device}|{run.place.format}|{run.place.precision}"
             if run.latency_ms is not None and len(run.latency_ms):
                 series[f"latency_ms|{key}"] = measuring.points(run.latency_ms)
-            cosine = _cosines(held, run.vectors)
+            cosine = pairwise_cosine(held.query.take(held.task.query_ids), run.vectors)
             series[f"cosine|{key}"] = measuring.points(cosine)
             flipped = next(m.value for m in found if m.name == "query_negative_flip_rate")
-            if worst is None or (flipped, -cosine.min()) > (
-                worst[0],
-                -_cosines(worst[2], worst[1].vectors).min(),
-            ):
-                worst = (flipped, run, held)
+            harm = (flipped, -float(cosine.min()))
+            if worst is None or harm > worst[0]:
+                worst = (harm, run, held)
             bar.advance(1)
     if worst is not None:
         shown = measuring.examples(worst[2], worst[1].place, worst[1].vectors, pictures)
@@ -142,8 +140,9 @@ def _in_pytorch(
     reporter: Reporter,
 ) -> tuple[Reference, dict[str, UInt8[np.ndarray, "s s 3"]], list[Measurement]]:
     """Both models' vectors, the pictures by id, and what the models do without any export."""
-    theirs, pixels = embed(gallery, images, job.rows, reporter)
-    ours, _ = embed(query, images, job.rows, reporter)
+    pixels = images.pixels(job.rows, gallery.preprocess)
+    theirs = embed(gallery, job.ids, pixels, reporter)
+    ours = embed(query, job.ids, pixels, reporter)
     alone = None
     if control is not None:
         if control.space.dim != gallery.space.dim:
@@ -151,20 +150,15 @@ def _in_pytorch(
                 f"{control.root}: the control model has dim {control.space.dim}, the gallery "
                 f"{gallery.space.dim}; train it with --dim {gallery.space.dim}"
             )
-        alone, _ = embed(control, images, job.rows, reporter)
+        same = control.preprocess == gallery.preprocess
+        seen = pixels if same else images.pixels(job.rows, control.preprocess)
+        alone = embed(control, job.ids, seen, reporter)
     reference = Reference.make(job, theirs, ours)
     ratio = gallery.manifest.model.macs / max(1, query.manifest.model.macs)
     measured = measuring.models(
         reference, pixels=raw_pixels(job.ids, pixels), control=alone, compute_ratio=ratio
     )
     return reference, dict(zip(job.ids, pixels, strict=True)), measured
-
-
-def _cosines(held: Reference, vectors: Embeddings) -> Float32[np.ndarray, " n"]:
-    ids = held.task.query_ids
-    a, b = held.query.take(ids), vectors.take(ids)
-    dots: Float32[np.ndarray, " n"] = np.einsum("nd,nd->n", a.vectors, b.vectors)
-    return dots
 
 
 def _fitting(limits: Sequence[Limit], report: Report, own: Path | None) -> tuple[Limit, ...]:

@@ -27,21 +27,19 @@ def load_images(spec: str, bundle: Bundle | None = None) -> Images:
 
 
 def embed(
-    bundle: Bundle, images: Images, rows: Sequence[int], reporter: Reporter
-) -> tuple[Embeddings, UInt8[np.ndarray, "n s s 3"]]:
-    """The bundle's PyTorch vectors of these pictures, and the pixels they were made from."""
+    bundle: Bundle, ids: Sequence[str], pixels: UInt8[np.ndarray, "n s s 3"], reporter: Reporter
+) -> Embeddings:
+    """The bundle's PyTorch vectors of pictures at its input size."""
     from hetero import models
 
     embedder: Embedder = models.TorchEmbedder(bundle)
-    pixels = images.pixels(rows, bundle.preprocess)
-    ids = [images.ids[r] for r in rows]
     parts: list[Embeddings] = []
-    with reporter.bar(f"embed with the {bundle.role} model", len(rows)) as bar:
-        for at in range(0, len(rows), 256):
+    with reporter.bar(f"embed with the {bundle.role} model", len(ids)) as bar:
+        for at in range(0, len(ids), 256):
             parts.append(embedder.embed(ids[at : at + 256], pixels[at : at + 256]))
             bar.advance(len(parts[-1]))
     vectors = np.concatenate([p.vectors for p in parts])
-    return Embeddings(embedder.space, tuple(ids), vectors, embedder.name), pixels
+    return Embeddings(embedder.space, tuple(ids), vectors, embedder.name)
 
 
 def embed_split(
@@ -51,6 +49,7 @@ def embed_split(
     rows = images.rows(split) if split else tuple(range(len(images)))
     if not rows:
         raise DataError(f"{images.name}: the {split} split is empty")
-    made, _ = embed(bundle, images, rows, reporter)
+    pixels = images.pixels(rows, bundle.preprocess)
+    made = embed(bundle, [images.ids[r] for r in rows], pixels, reporter)
     made.save(output)
     return made

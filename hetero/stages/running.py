@@ -109,19 +109,15 @@ def run_files(
     runs: list[Ran] = []
     with reporter.bar("run", len(files)) as bar:
         for item in files:
-            if item.kind in devices.runnable():
-                for device in opened:
-                    runs.append(
-                        _on_device(query, item, device, reference, pictures, output, options)
-                    )
-            else:
-                runs.append(_by_reference(query, item, reference, pictures))
-            last = runs[-1]
-            last.vectors.save(
-                output
-                / "embeddings"
-                / f"{last.place.device}-{item.kind}-{item.precision}.safetensors"
-            )
+            # One device for each, or none: then the file is read by reference.
+            for device in opened if item.kind in devices.runnable() else [None]:
+                if device is None:
+                    ran = _by_reference(query, item, reference, pictures)
+                else:
+                    ran = _on_device(query, item, device, reference, pictures, output, options)
+                name = f"{ran.place.device}-{item.kind}-{item.precision}.safetensors"
+                ran.vectors.save(output / "embeddings" / name)
+                runs.append(ran)
             bar.advance(1, f"{item.kind} {item.precision}")
     return runs
 
