@@ -67,8 +67,9 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 	cd build/wheel-test && bin/hetero --help > /dev/null
 	@echo "wheel-test: passed"
 
-bench: $(READY)  ## the benchmarks, a quarter of an hour; raw results go to benchmarks/results
-	for name in training retrieval startup demo; do $(BIN)/python -m benchmarks.$$name; done
+bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
+	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done
+	$(BIN)/python -m benchmarks.verdict --page
 	$(BIN)/python -m benchmarks.tables
 
 # Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.

@@ -1,7 +1,7 @@
-"""The tables of README.md, made from the files in benchmarks/results/ and from nothing else.
+"""The tables of README.md and docs/results.md, made from benchmarks/results/ and nothing else.
 
-python -m benchmarks.tables            rewrite the tables
-python -m benchmarks.tables --check    fail if README.md does not show what the files hold
+python -m benchmarks.tables            rewrite them
+python -m benchmarks.tables --check    fail if they do not show what the files hold
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks import page
 
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
@@ -153,15 +155,21 @@ def main() -> None:
     args = parser.parse_args()
     text = README.read_text()
     head, rest = text.split(BEGIN)
-    made = f"{head}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}"
+    made = {
+        README: f"{head}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}",
+        page.PAGE: page.render(),
+    }
     if args.check:
-        if made != text:
-            raise SystemExit(
-                "README.md does not show what benchmarks/results holds; "
-                "run python -m benchmarks.tables"
-            )
-    else:
-        README.write_text(made)
+        for path, wanted in made.items():
+            if not path.exists() or path.read_text() != wanted:
+                raise SystemExit(
+                    f"{path} does not show what benchmarks/results holds; "
+                    "run python -m benchmarks.tables"
+                )
+        return
+    for path, wanted in (made | page.pictures()).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from hetero.errors import ConfigError
 from hetero.preprocess import Preprocess
 
-#: Numbers that describe one view: 4 affine, 2 shift, 9 colour matrix, 3 colour offset, 3 erasing.
-WIDTH = 21
+#: Numbers that describe one view: 4 affine, 2 shift, 9 colour matrix, 3 colour offset, 3 erasing,
+#: 2 blending.
+WIDTH = 23
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Augment:
         grey: Probability of losing colour.
         erase: Probability of covering a square, a quarter to a half of the side, with the mean
             colour of the preprocessing.
+        mix: Probability of blending with another picture of the collection, of which the view gets
+            up to half. Only for query models: the gallery model says what a blend is like.
     """
 
     scale: float = 0.2
@@ -45,11 +49,12 @@ class Augment:
     colour: float = 0.3
     grey: float = 0.1
     erase: float = 0.25
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
         finite = all(math.isfinite(v) and v >= 0 for v in vars(self).values())
-        if not finite or max(self.flip, self.colour, self.grey, self.erase) > 1:
+        if not finite or max(self.flip, self.colour, self.grey, self.erase, self.mix) > 1:
             raise ConfigError(
                 f"augment: nothing below 0, probabilities and colour up to 1; got {self}"
             )
@@ -84,14 +89,34 @@ class Augment:
 
         side = (0.25 + 0.25 * torch.rand(count, generator=generator)) * chance(self.erase)
         corner = torch.rand(count, 2, generator=generator)
-        return torch.cat(
-            [affine, shift, matrix.reshape(count, 9), offset, side[:, None], corner], dim=1
-        )
+        # Row numbers are exact in float32 up to 16 million pictures.
+        partner = torch.randint(max(1, count), (count,), generator=generator).float()
+        share = 0.5 * torch.rand(count, generator=generator) * chance(self.mix)
+        numbers = [affine, shift, matrix.reshape(count, 9), offset, side[:, None], corner]
+        return torch.cat([*numbers, partner[:, None], share[:, None]], dim=1)
 
 
 def identity(count: int) -> Float32[Tensor, "n p"]:
     """View numbers that leave pictures as they are, up to interpolation of nothing."""
-    return Augment(0, 0, 0, 0, 0, 0, 0, 0).draw(count, torch.Generator())
+    return Augment(0, 0, 0, 0, 0, 0, 0, 0, 0).draw(count, torch.Generator())
+
+
+def gather(
+    pixels: UInt8[np.ndarray, "m h w 3"], rows: Int64[Tensor, " n"], views: Float32[Tensor, "n p"]
+) -> UInt8[Tensor, "n h w 3"]:
+    """The pictures of these rows, blended with others where their views say so.
+
+    Args:
+        pixels: The whole collection; may be memory-mapped.
+        rows: Which pictures.
+        views: One row of view numbers for each of them.
+    """
+    some = torch.from_numpy(pixels[rows.numpy()])
+    share = views[:, 22]
+    if not bool(share.any()):
+        return some
+    others = torch.from_numpy(pixels[views[:, 21].long().numpy()]).float()
+    return torch.lerp(some.float(), others, share[:, None, None, None]).round().to(torch.uint8)
 
 
 class View(nn.Module):

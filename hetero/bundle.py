@@ -71,20 +71,39 @@ class Artifact(_Frozen):
         return value
 
 
+class FittedMap(_Frozen):
+    """A map behind the embedding, which leads into the space of another model.
+
+    Attributes:
+        name: A module of `hetero.maps` or a dotted path.
+        settings: Its settings.
+        dim: Length of the embedding it takes.
+    """
+
+    name: str
+    settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    dim: int = Field(ge=1)
+
+
 class Model(_Frozen):
     """What is needed to build the model again before its weights are loaded.
 
     Attributes:
         backbone: As given to `hetero.models.backbone`: "resnet:width=32", "timm:NAME", "m:f".
         dim: Length of the embedding.
+        inner: Numbers the embedding is lifted from by a last linear layer; 0 for none.
         parameters: Count, embedding layer included, classifier excluded.
         macs: Multiply-accumulates for one picture at the bundle's input size.
+        map: What follows the embedding of a model that was aligned; None where nothing does, or
+            where the map is folded into the model.
     """
 
     backbone: str
     dim: int = Field(ge=1)
+    inner: int = Field(default=0, ge=0)
     parameters: int = Field(ge=0)
     macs: int = Field(ge=0)
+    map: FittedMap | None = None
 
 
 class Manifest(_Frozen):
@@ -215,7 +234,8 @@ class Bundle:
     def train_classes(self) -> tuple[str, ...]:
         """The classes the model was trained on, on which it must not be scored."""
         text = self.tensors("probe").get("train_classes")
-        return () if text is None else tuple(text.tobytes().decode().split("\n"))
+        whole = "" if text is None else text.tobytes().decode()
+        return tuple(whole.split("\n")) if whole else ()
 
     def inputs(
         self, item: Artifact, pixels: UInt8[np.ndarray, "n s s 3"]

@@ -18,6 +18,7 @@ from hetero.metrics import Score, mean, per_query
 from hetero.report import Measurement
 from hetero.retrieval import Ranks, Truth, pairwise_cosine, search
 from hetero.space import Embeddings
+from hetero.verdict import paired
 
 #: Points of a distribution kept for a plot; the raw results stay on disk.
 PLOT_POINTS = 400
@@ -145,6 +146,17 @@ def _difference(one: Ranks, other: Ranks) -> Score:
     return mean(per_query("recall", one) - per_query("recall", other), one.labels)
 
 
+def losses(reference: Ranks, candidate: Ranks) -> dict[str, Float64[np.ndarray, " q"]]:
+    """By measurement, what each query loses by the candidate, in -1..1.
+
+    These are the measurements that can be judged by "noninferiority", and while queries come in.
+    """
+    return {
+        "recall_at_1_lost": per_query("recall", reference) - per_query("recall", candidate),
+        "query_negative_flip_rate": flips(reference, candidate).negative.astype(np.float64),
+    }
+
+
 def file(reference: Reference, place: Place, candidate: Embeddings) -> list[Measurement]:
     """What a file's vectors do in the gallery's index, held against PyTorch's query by query.
 
@@ -161,11 +173,11 @@ def file(reference: Reference, place: Place, candidate: Embeddings) -> list[Meas
     if set(task.gallery_ids) <= set(candidate.ids):
         out += _corner(place, "homogeneous_query", scores(task.rank(candidate, candidate)))
         out += _corner(place, "reverse", scores(task.rank(gallery, candidate)))
-    out.append(place.scored("recall_at_1_lost", _difference(reference.ranks, ranks)))
-    flipped = flips(reference.ranks, ranks)
-    for sign in ("negative", "positive"):
-        values: Float64[np.ndarray, " q"] = getattr(flipped, sign).astype(np.float64)
-        out.append(place.scored(f"query_{sign}_flip_rate", mean(values, ranks.labels)))
+    for name, values in losses(reference.ranks, ranks).items():
+        found = place.scored(name, mean(values, ranks.labels))
+        out.append(replace(found, evidence=paired(values, ranks.labels)))
+    gained = flips(reference.ranks, ranks).positive.astype(np.float64)
+    out.append(place.scored("query_positive_flip_rate", mean(gained, ranks.labels)))
     same = agreement(queries, candidate, gallery.take(task.gallery_ids), task.truth)
     n = len(same.cosine)
     out += [

@@ -40,6 +40,9 @@ class Task:
 def task(images: Images, split: Split) -> Task:
     """The retrieval task of a split.
 
+    Without labels a query's one right answer is the very same picture, embedded by the gallery
+    model; within one model that is no task, and every score is 1.
+
     Raises:
         DataError: The split has no query or no gallery picture, or no query has a right answer.
     """
@@ -52,15 +55,17 @@ def task(images: Images, split: Split) -> Task:
             "gallery pictures; evaluation needs both, so give it more classes or more pictures "
             "per class"
         )
+    # A picture is hidden from its own query by its group, unless it is the answer wanted.
+    gallery_groups = tuple(images.groups[r] if images.labelled else "" for r in gallery)
     truth = Truth(
         tuple(images.labels[r] for r in queries),
         tuple(images.groups[r] for r in queries),
         tuple(images.labels[r] for r in gallery),
-        tuple(images.groups[r] for r in gallery),
+        gallery_groups,
     )
     groups: dict[str, set[str]] = {}
-    for r in gallery:
-        groups.setdefault(images.labels[r], set()).add(images.groups[r])
+    for r, group in zip(gallery, gallery_groups, strict=True):
+        groups.setdefault(images.labels[r], set()).add(group)
     if not any(groups.get(images.labels[r], set()) - {images.groups[r]} for r in queries):
         raise DataError(
             f"{images.name}: no query of the {split} split has a right answer in the gallery; "

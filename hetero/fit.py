@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hetero import _checkpoint, _processes
 from hetero._files import write_json
 from hetero._processes import any_of, from_main, mean_of
-from hetero.augment import Augment
+from hetero.augment import Augment, gather
 from hetero.errors import ConfigError, Interrupted, TrainingError
 from hetero.progress import Reporter
 
@@ -201,7 +201,7 @@ def fit(
             begun = time.monotonic()
             for step in range(first_step, steps):
                 rows = order[step * settings.batch : (step + 1) * settings.batch][me::world]
-                batch = torch.from_numpy(pixels[rows.numpy()]).to(accelerator.device)
+                batch = gather(pixels, rows, views[rows]).to(accelerator.device)
                 # For a net or a method that draws numbers of its own, dropout for one.
                 torch.manual_seed(_seed(settings.seed, epoch, step, me))
                 loss = run(

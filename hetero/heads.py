@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hetero.errors import ConfigError
 
-Margin = Literal["cosine", "arcface"]
+Margin = Literal["cosine", "arcface", "plain"]
 
 
 class CosineHead(nn.Module):
@@ -19,7 +19,8 @@ class CosineHead(nn.Module):
 
     "cosine" takes the margin off the cosine: Wang et al., "CosFace", CVPR 2018, arXiv:1801.09414.
     "arcface" adds it to the angle: Deng et al., "ArcFace", CVPR 2019, arXiv:1801.07698; angles that
-    the margin would push past 180 degrees get the paper's linear continuation.
+    the margin would push past 180 degrees get the paper's linear continuation. "plain" is no cosine
+    classifier at all: rows keep the lengths they learn, without scale and margin.
 
     Args:
         dim: Length of an embedding.
@@ -42,20 +43,23 @@ class CosineHead(nn.Module):
         if classes < 2 or scale <= 0 or margin < 0 or kind not in get_args(Margin):
             raise ConfigError(
                 "a classifier needs at least 2 classes, scale above 0, margin of at least 0 and "
-                f"kind cosine or arcface; got {classes}, {scale}, {margin}, {kind!r}"
+                f"kind cosine, arcface or plain; got {classes}, {scale}, {margin}, {kind!r}"
             )
         self.scale, self.margin, self.kind = scale, margin, kind
         self.weight = nn.Parameter(torch.empty(classes, dim))
-        nn.init.normal_(self.weight, std=dim**-0.5)
+        # A plain classifier starts with logits as large as the others'.
+        nn.init.normal_(self.weight, std=dim**-0.5 * (scale if kind == "plain" else 1))
 
     def rows(self) -> Float[Tensor, "c d"]:
-        """The unit row of each class: its place in the space."""
-        return nn.functional.normalize(self.weight, dim=1)
+        """The row of each class, its place in the space: of unit length unless "plain"."""
+        return self.weight if self.kind == "plain" else nn.functional.normalize(self.weight, dim=1)
 
     def forward(
         self, embeddings: Float[Tensor, "b d"], labels: Int64[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b c"]:
         """Logits, shape (batch, classes); with labels, the margin is applied."""
+        if self.kind == "plain":
+            return embeddings @ self.weight.T
         cosine = embeddings @ self.rows().T
         if labels is None or self.margin == 0:
             return self.scale * cosine

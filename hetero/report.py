@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hetero._files import write_json
-from hetero.errors import BundleError, ConfigError
+from hetero.errors import BundleError, ConfigError, DataError
+from hetero.verdict import Decision, Evidence, decide
 
 SCHEMA = "hetero.report/1"
 
@@ -44,7 +45,11 @@ class Limit:
         at_most: Upper bound, or None; at least one of the two is given.
         device, format, precision: Shell patterns that choose rows; "*" takes any.
         by: "value" judges the number alone. "interval" asks that the whole confidence interval
-            lies on one side: a limit inside the interval is inconclusive.
+            lies on one side: a limit inside the interval is inconclusive. "noninferiority" tests
+            paired outcomes with declared error rates; at_most is then the margin: see
+            `hetero.verdict`.
+        alpha: For "noninferiority": at most this share of files that lose the margin or more pass.
+        beta: For "noninferiority": at most this share of files that lose the margin or less fail.
         min_n: With fewer observations than this the outcome is inconclusive.
         why: One sentence for the report.
     """
@@ -55,7 +60,9 @@ class Limit:
     device: str = "*"
     format: str = "*"
     precision: str = "*"
-    by: Literal["value", "interval"] = "value"
+    by: Literal["value", "interval", "noninferiority"] = "value"
+    alpha: float = 0.05
+    beta: float = 0.05
     min_n: int = 0
     why: str = ""
 
@@ -85,9 +92,23 @@ class Limit:
             raise ConfigError(
                 f"limit on {self.measurement!r}: min_n is a whole number, got {self.min_n!r}"
             )
-        if self.by not in ("value", "interval"):
+        if self.by not in ("value", "interval", "noninferiority"):
             raise ConfigError(
-                f"limit on {self.measurement!r}: by is 'value' or 'interval', got {self.by!r}"
+                f"limit on {self.measurement!r}: by is 'value', 'interval' or 'noninferiority', "
+                f"got {self.by!r}"
+            )
+        for name, rate in (("alpha", self.alpha), ("beta", self.beta)):
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 0.5:
+                raise ConfigError(
+                    f"limit on {self.measurement!r}: {name} is an error rate between 0 and 0.5, "
+                    f"got {rate!r}"
+                )
+        if self.by == "noninferiority" and (
+            self.at_least is not None or self.at_most is None or not -1 < self.at_most < 1
+        ):
+            raise ConfigError(
+                f"limit on {self.measurement!r}: by 'noninferiority' takes a margin at_most "
+                "between -1 and 1, and no at_least"
             )
 
     def __str__(self) -> str:
@@ -105,12 +126,35 @@ class Limit:
             )
         )
 
+    def decide(self, m: Measurement) -> Decision | None:
+        """What the paired outcomes say about the margin; None unless judged by "noninferiority".
+
+        Raises:
+            ConfigError: The measurement was made without paired outcomes.
+        """
+        if self.by != "noninferiority" or not math.isfinite(m.value):
+            return None
+        if m.evidence is None or self.at_most is None:
+            raise ConfigError(
+                f"limit on {m.name!r} judges by noninferiority, but it was measured without paired "
+                'outcomes; say by = "value", or measure again with this version'
+            )
+        return decide(m.evidence, float(self.at_most), self.alpha, self.beta)
+
+    def laid_on(self, m: Measurement) -> Measurement:
+        """The measurement, judged by this limit."""
+        decision = self.decide(m)
+        return replace(m, limit=self, decision=decision, outcome=self._outcome(m, decision))
+
     def judge(self, m: Measurement) -> Outcome:
         """The outcome for a measurement; a value that is not finite fails.
 
         Raises:
             ConfigError: The limit asks for an interval or a count that was not measured.
         """
+        return self._outcome(m, self.decide(m))
+
+    def _outcome(self, m: Measurement, decision: Decision | None) -> Outcome:
         if not math.isfinite(m.value):
             return "fail"
         if self.min_n and m.n is None:
@@ -120,6 +164,8 @@ class Limit:
             )
         if m.n is not None and m.n < self.min_n:
             return "inconclusive"
+        if decision is not None:
+            return decision.outcome
         low, high = (m.value, m.value)
         if self.by == "interval":
             if m.ci is None:
@@ -150,6 +196,9 @@ class Measurement:
         outcome: "unjudged" until there is a limit.
         ci: 95 % confidence interval, or None.
         n: Observations behind the number (queries, runs), or None.
+        evidence: Paired outcomes by class, from which it can be judged again; None where there
+            are none.
+        decision: What the evidence says about the limit, once judged by "noninferiority".
     """
 
     name: str
@@ -162,13 +211,15 @@ class Measurement:
     outcome: Outcome = "unjudged"
     ci: tuple[float, float] | None = None
     n: int | None = None
+    evidence: Evidence | None = None
+    decision: Decision | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`; a value or an interval that is not finite becomes null."""
         ci = None
         if self.ci is not None and all(math.isfinite(end) for end in self.ci):
             ci = [float(end) for end in self.ci]
-        limit = None
+        limit: dict[str, Any] | None = None
         if self.limit is not None:
             limit = {
                 "at_least": self.limit.at_least,
@@ -177,6 +228,8 @@ class Measurement:
                 "min_n": self.limit.min_n,
                 "why": self.limit.why,
             }
+            if self.limit.by == "noninferiority":
+                limit |= {"alpha": self.limit.alpha, "beta": self.limit.beta}
         return {
             "name": self.name,
             "value": _finite(self.value),
@@ -188,6 +241,8 @@ class Measurement:
             "outcome": self.outcome,
             "ci": ci,
             "n": None if self.n is None else int(self.n),
+            "evidence": self.evidence and self.evidence.to_json(),
+            "decision": self.decision and self.decision.to_json(),
         }
 
     @classmethod
@@ -196,7 +251,10 @@ class Measurement:
         limit = value["limit"] and Limit(value["name"], **value["limit"])
         ci = value["ci"] and (float(value["ci"][0]), float(value["ci"][1]))
         number = math.nan if value["value"] is None else float(value["value"])
-        return cls(**{**value, "limit": limit, "ci": ci, "value": number})
+        evidence = value.get("evidence") and Evidence.from_json(value["evidence"])
+        decision = value.get("decision") and Decision(outcome=value["outcome"], **value["decision"])
+        parts = {"limit": limit, "ci": ci, "evidence": evidence, "decision": decision}
+        return cls(**{**value, **parts, "value": number})
 
 
 @dataclass(frozen=True)
@@ -268,7 +326,7 @@ class Report:
         judged: list[Measurement] = []
         for m in self.measurements:
             laid = [x for x in limits if x.covers(m)]
-            judged += [replace(m, limit=x, outcome=x.judge(m)) for x in laid] or [m]
+            judged += [x.laid_on(m) for x in laid] or [m]
         return replace(self, measurements=tuple(judged))
 
     def get(
@@ -328,7 +386,15 @@ class Report:
             )
         except BundleError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ConfigError,
+            DataError,
+        ) as error:
             raise BundleError(f"{path}: cannot be read as a report ({error!r})") from error
 
 

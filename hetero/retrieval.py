@@ -112,6 +112,27 @@ def _blocks(
         yield begin, np.matmul(rows, gallery.vectors.T, out=store[: len(rows)])
 
 
+def blocks(
+    queries: Embeddings, gallery: Embeddings, truth: Truth, block_mib: float = BLOCK_MIB
+) -> Iterator[tuple[int, Float32[np.ndarray, "b g"]]]:
+    """First query row and similarities of block after block, in bounded memory.
+
+    A block is overwritten by the next one.
+
+    Args:
+        queries: Rows as in `truth`.
+        gallery: Rows as in `truth`, in the queries' space.
+        truth: Checked to fit.
+        block_mib: Bound on the similarities held at one time.
+
+    Raises:
+        SpaceMismatchError: The two are not in one space.
+        DataError: `truth` is for other numbers of rows.
+    """
+    _check(queries, gallery, truth)
+    yield from _blocks(queries, gallery, block_mib)
+
+
 def rank(
     queries: Embeddings,
     gallery: Embeddings,

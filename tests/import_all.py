@@ -38,6 +38,7 @@ NEED_AN_EXTRA = {
     "hetero.export._quantize",
     "hetero.fit",
     "hetero.heads",
+    "hetero.maps",
     "hetero.methods",
     "hetero.models",
     "hetero.train",

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from hetero.augment import WIDTH, Augment, View, identity
+from hetero.augment import WIDTH, Augment, View, gather, identity
 from hetero.errors import ConfigError
 from hetero.preprocess import Preprocess
 
-OFF = Augment(0, 0, 0, 0, 0, 0, 0, 0)
+OFF = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0)
 PREPROCESS = Preprocess(16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 PLAIN = Preprocess(16, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # keeps bytes
 
@@ -104,13 +104,14 @@ def test_views_use_the_whole_of_their_limits() -> None:
     assert drawn[:, 4:6].max() > 0.38
 
 
-@pytest.mark.parametrize("part", ["flip", "grey", "erase"])
+@pytest.mark.parametrize("part", ["flip", "grey", "erase", "mix"])
 def test_a_probability_is_the_share_of_pictures_it_happens_to(part: str) -> None:
     drawn = replace(OFF, **{part: 0.3}).draw(4000, generator())
     happened = {
         "flip": drawn[:, 0] < 0,
         "grey": (drawn[:, 6:15].reshape(-1, 3, 3) - 1 / 3).abs().amax((1, 2)) < 1e-6,
         "erase": drawn[:, 18] > 0,
+        "mix": drawn[:, 22] > 0,
     }[part]
     assert float(happened.float().mean()) == pytest.approx(0.3, abs=0.03)
 
@@ -122,10 +123,38 @@ def test_a_strength_below_zero_or_not_finite_is_refused(name: str, value: float)
         replace(OFF, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["flip", "colour", "grey", "erase"])
+@pytest.mark.parametrize("name", ["flip", "colour", "grey", "erase", "mix"])
 def test_a_probability_above_one_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="up to 1"):
         replace(OFF, **{name: 1.01})
+
+
+# -- blending -----------------------------------------------------------------------------------
+
+
+def test_a_blend_is_the_weighted_mean_of_two_pictures() -> None:
+    pixels, rows = pictures(6).numpy(), torch.tensor([4, 0, 2])
+    views = identity(3)
+    views[:, 21], views[:, 22] = torch.tensor([1.0, 5.0, 3.0]), torch.tensor([0.25, 0.5, 0.0])
+    found = gather(pixels, rows, views).numpy().astype(float)
+    assert np.abs(found[0] - (0.75 * pixels[4] + 0.25 * pixels[1])).max() <= 0.5 + 1e-4
+    assert np.abs(found[1] - (0.5 * pixels[0] + 0.5 * pixels[5])).max() <= 0.5 + 1e-4
+    assert np.array_equal(found[2], pixels[2])
+
+
+def test_partners_are_of_the_collection_and_give_up_to_half() -> None:
+    drawn = replace(OFF, mix=1.0).draw(2000, generator())
+    assert drawn[:, 21].min() >= 0
+    assert drawn[:, 21].max() < 2000
+    assert (drawn[:, 21] == drawn[:, 21].round()).all()
+    assert drawn[:, 22].max() <= 0.5
+    assert drawn[:, 22].max() > 0.49
+
+
+def test_without_blending_the_pictures_are_taken_as_they_are() -> None:
+    pixels, rows = pictures(6), torch.tensor([5, 1])
+    views = Augment().draw(2, generator())
+    assert torch.equal(gather(pixels.numpy(), rows, views), pixels[rows])
 
 
 # -- applying -----------------------------------------------------------------------------------
@@ -284,7 +313,7 @@ def test_views_are_not_part_of_a_models_weights() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    strengths=st.lists(st.floats(0, 1), min_size=8, max_size=8),
+    strengths=st.lists(st.floats(0, 1), min_size=9, max_size=9),
     seed=st.integers(0, 2**32),
 )
 def test_every_view_of_every_setting_is_finite(strengths: list[float], seed: int) -> None:

@@ -462,3 +462,16 @@ def test_help_imports_nothing_heavy() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr
+
+
+def test_a_sequential_check_counts_what_it_asked_of_the_device(
+    run: Hetero, copy: Path, tmp_path: Path
+) -> None:
+    limits = tmp_path / "limits.toml"
+    limits.write_text(
+        '[[limit]]\nmeasurement = "recall_at_1_lost"\nby = "noninferiority"\nat_most = 0.9\n'
+    )
+    ran = check(run, copy, "--sequential", "--limits", limits, "-f", "onnx", "-p", "fp32", "--json")
+    assert ran.code in (0, 3), ran.complaint
+    found = {m["name"]: m for m in json.loads(ran.out)["measurements"]}
+    assert 0 < found["device_inferences"]["value"] <= found["device_inferences"]["n"]

@@ -407,3 +407,28 @@ def test_there_are_never_more_examples_than_queries() -> None:
 
 def test_the_geometry_above_is_that_of_one_space() -> None:
     assert a_reference().gallery.space == CIRCLE
+
+
+# -- evidence -------------------------------------------------------------------------------------
+
+
+def test_paired_losses_and_their_evidence_say_what_the_measurement_says() -> None:
+    reference = a_reference(CLEAR)
+    candidate = vectors(MIXED)
+    found = by_file(reference, candidate)
+    ranks = TASK.rank(candidate, reference.gallery)
+    losses = check.losses(reference.ranks, ranks)
+    # By PyTorch all four are right; MIXED loses qa1, of class a with two queries.
+    assert losses["recall_at_1_lost"].tolist() == [0, 1, 0, 0]
+    assert losses["query_negative_flip_rate"].tolist() == [0, 1, 0, 0]
+    for name, values in losses.items():
+        evidence = found[name].evidence
+        assert evidence is not None
+        assert evidence.rows == ((0.0, 2, 1), (1.0, 2, 1))
+        assert evidence.estimate == found[name].value == values.mean()
+
+
+def test_what_is_no_paired_outcome_carries_no_evidence() -> None:
+    found = by_file(a_reference(), vectors(MIXED))
+    with_evidence = {name for name, m in found.items() if m.evidence is not None}
+    assert with_evidence == {"recall_at_1_lost", "query_negative_flip_rate"}

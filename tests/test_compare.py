@@ -6,7 +6,8 @@ from geometry import CIRCLE, embeddings, on_circle, truth
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetero.compare import agreement, flips
+from hetero import Embeddings, Space, Truth
+from hetero.compare import agreement, flips, hubness, rank_biased_overlap, score_scale
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.retrieval import rank
 
@@ -95,3 +96,114 @@ def test_flips_between_rankings_of_different_queries_are_refused():
     other = rank(on_circle(10, 80), gallery, truth(["zebra", "a"], ["a", "b"]))
     with pytest.raises(DataError, match="not about the same queries"):
         flips(one, other)
+
+
+# -- rankings, hubs, scales -----------------------------------------------------------------------
+
+
+def cloud(seed: int, count: int, name: str, spread: float = 1.0) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    raw = np.repeat(np.random.default_rng(99).normal(size=(10, 6)), count // 10, axis=0)
+    raw = raw + spread * rng.normal(size=(count, 6))
+    return Embeddings.normalised(
+        Space("toy", "0" * 64, 6), [f"{name}{i}" for i in range(count)], raw, name
+    )
+
+
+def classes(count: int, hidden: bool = False) -> Truth:
+    labels = tuple(f"c{i // (count // 10)}" for i in range(count))
+    mine = tuple(f"g{i % 4}" if hidden else f"q{i}" for i in range(count))
+    theirs = tuple(f"g{i % 4}" if hidden else f"g{i}" for i in range(count))
+    return Truth(labels, mine, labels, theirs)
+
+
+def overlap_by_definition(a: list[int], b: list[int], p: float) -> float:
+    """Equation 32 of the paper, with lists of equal depth k."""
+    k = len(a)
+    agreed = [len(set(a[:d]) & set(b[:d])) for d in range(1, k + 1)]
+    series = sum(x / d * p**d for d, x in enumerate(agreed, 1))
+    return agreed[-1] / k * p**k + (1 - p) / p * series
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_rank_biased_overlap_is_the_papers_extrapolated_form(p, hidden):
+    before, gallery = cloud(0, 40, "q"), cloud(1, 40, "g")
+    after = Embeddings.normalised(
+        before.space,
+        before.ids,
+        before.vectors + 0.2 * np.random.default_rng(3).normal(size=(40, 6)),
+        "moved",
+    )
+    found = rank_biased_overlap(before, after, gallery, classes(40, hidden), k=15, p=p)
+    groups = classes(40, hidden)
+    for row in range(40):
+        lists = []
+        for side in (before, after):
+            cosine = gallery.vectors @ side.vectors[row]
+            order = np.argsort(-cosine, kind="stable")
+            seen = [i for i in order if groups.gallery_groups[i] != groups.query_groups[row]]
+            lists.append(seen[:15])
+        assert found[row] == pytest.approx(overlap_by_definition(*lists, p), abs=1e-9)
+    assert 0 < found.min() < found.max() <= 1
+
+
+def test_the_same_ranking_overlaps_wholly_and_a_disjoint_one_not_at_all():
+    gallery = on_circle(0, 10, 180, 190)
+    same = rank_biased_overlap(on_circle(5), on_circle(5), gallery, truth(["x"], ["n"] * 4), k=2)
+    assert same == pytest.approx([1.0])
+    apart = rank_biased_overlap(
+        on_circle(5, ids=["a"]), on_circle(185, ids=["a"]), gallery, truth(["x"], ["n"] * 4), k=2
+    )
+    assert apart == pytest.approx([0.0])
+
+
+def test_a_persistence_of_one_is_refused():
+    with pytest.raises(DataError, match="p lies between 0 and 1, got 1"):
+        rank_biased_overlap(on_circle(5), on_circle(5), GALLERY, truth(["x"], NOBODY), p=1.0)
+
+
+def test_hubness_is_the_skewness_of_how_often_rows_are_found():
+    queries, gallery = cloud(0, 60, "q", 2.0), cloud(1, 60, "g", 2.0)
+    found = hubness(queries, gallery, classes(60), k=5)
+    times = np.zeros(60)
+    for row in queries.vectors:
+        times[np.argsort(-(gallery.vectors @ row), kind="stable")[:5]] += 1
+    moment = ((times - times.mean()) ** 3).mean() / times.std() ** 3
+    assert found.skewness == pytest.approx(moment)
+    assert found.never == (times == 0).mean()
+    assert found.busiest == times.max() / 60
+    assert times[gallery.ids.index(found.busiest_id)] == times.max()
+
+
+def test_where_every_row_is_found_equally_often_there_is_no_hub():
+    same = on_circle(0, 90, 180, 270)
+    found = hubness(same, same, truth(["x"] * 4, ["y"] * 4), k=1)
+    assert (found.skewness, found.never, found.busiest) == (0.0, 0.0, 0.25)
+
+
+def test_score_scale_compares_the_two_systems_pair_by_pair():
+    anchor, gallery = cloud(0, 40, "q", 0.5), cloud(1, 40, "g", 0.5)
+    query = cloud(2, 40, "q", 1.5)
+    groups = classes(40, hidden=True)
+    found = score_scale(query, anchor, gallery, groups, fpr=0.1)
+    sides = {"query": ([], []), "anchor": ([], [])}
+    for i in range(40):
+        for j in range(40):
+            if groups.query_groups[i] != groups.gallery_groups[j]:
+                right = groups.query_labels[i] == groups.gallery_labels[j]
+                for name, side in (("query", query), ("anchor", anchor)):
+                    sides[name][not right].append(side.vectors[i] @ gallery.vectors[j])
+    same, other = (np.asarray(x) for x in sides["query"])
+    own, others = (np.asarray(x) for x in sides["anchor"])
+    assert found.same == pytest.approx(same.mean(), abs=1e-6)
+    assert found.other == pytest.approx(other.mean(), abs=1e-6)
+    assert found.gallery_same == pytest.approx(own.mean(), abs=1e-6)
+    assert found.gallery_other == pytest.approx(others.mean(), abs=1e-6)
+    assert (others >= found.threshold).mean() <= 0.1
+    assert found.gallery_tpr == pytest.approx((own >= found.threshold).mean())
+    assert found.tpr == pytest.approx((same >= found.threshold).mean())
+    assert found.fpr == pytest.approx((other >= found.threshold).mean())
+    # The query model's same-class cosines are lower, so the gallery's threshold is too strict.
+    assert found.same < found.gallery_same
+    assert found.tpr < found.gallery_tpr

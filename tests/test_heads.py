@@ -122,6 +122,17 @@ def test_a_margin_makes_the_right_class_harder_and_nearer_is_still_better(
     assert with_margin[0, 0] >= with_margin[1, 0] - 1e-4
 
 
+def test_a_plain_classifier_has_neither_scale_nor_margin_and_keeps_its_lengths() -> None:
+    head = CosineHead(2, 3, scale=20.0, margin=0.4, kind="plain")
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]]))
+    rows = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    by_hand = torch.tensor([[5.0, -1.6, 0.6], [3.0, 0.0, 1.0]])
+    torch.testing.assert_close(head(rows), by_hand)
+    torch.testing.assert_close(head(rows, torch.tensor([0, 2])), by_hand)
+    torch.testing.assert_close(head.rows().norm(dim=1), torch.tensor([5.0, 2.0, 1.0]))
+
+
 def test_rows_are_unit_vectors_whatever_the_weights() -> None:
     head = CosineHead(6, 3)
     with torch.no_grad():

@@ -44,8 +44,9 @@ def lists(draw: st.DrawFn) -> Lists:
 
 
 METRICS = _plugins.names("hetero.metrics")
-#: What a metric gives to a query that ranks all right answers first; chance does not look.
-PERFECT = {name: 1.0 for name in METRICS if name != "chance"}
+#: What a metric gives to a query that ranks all right answers first; chance does not look, and
+#: precision@k cannot reach 1 with fewer than k right answers.
+PERFECT = {name: 1.0 for name in METRICS if name not in ("chance", "precision")}
 
 
 # -- what every metric promises -----------------------------------------------------------------
@@ -234,3 +235,71 @@ def test_a_mean_of_nothing_or_of_strangers_is_refused(labels):
     values = np.ones(0 if not labels else 2)
     with pytest.raises(DataError, match="undefined"):
         mean(values, labels)
+
+
+# -- precision and its kin ------------------------------------------------------------------------
+
+#: Right answers on places 1, 3 and 6 of 10; and on places 2 and 3 of 5.
+BY_HAND: Lists = [(10, [0, 2, 5]), (5, [1, 2])]
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "expected"),
+    [
+        ("precision", 1, [1, 0]),
+        ("precision", 3, [2 / 3, 2 / 3]),
+        ("precision", 6, [3 / 6, 2 / 6]),
+        ("r_precision", 0, [2 / 3, 1 / 2]),
+        ("map_at_r", 0, [(1 + 2 / 3) / 3, (1 / 2) / 2]),
+        ("cmc", 1, [1, 0]),
+        ("cmc", 2, [1, 1]),
+    ],
+)
+def test_precision_and_its_kin_by_hand(name, k, expected):
+    np.testing.assert_allclose(per_query(name, as_ranks(BY_HAND), k), expected)
+
+
+def test_precision_at_nothing_is_refused():
+    with pytest.raises(ConfigError, match="k of at least 1, got 0"):
+        per_query("precision", as_ranks(BY_HAND), 0)
+
+
+def test_a_match_curve_is_the_cmc_at_every_k():
+    from hetero.metrics.cmc import curve
+
+    ranks = as_ranks([*BY_HAND, (40, [37])])
+    expected = [per_query("cmc", ranks, k).mean() for k in range(1, 41)]
+    np.testing.assert_allclose(curve(ranks, 40), expected)
+    assert (np.diff(curve(ranks, 40)) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_r_precision_and_map_at_r_are_pytorch_metric_learnings(seed):
+    torch = pytest.importorskip("torch")
+    tools = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
+    from hetero import Embeddings, Space, Truth, rank
+
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 6, 50)
+    made = Embeddings.normalised(
+        Space("toy", "0" * 64, 5), [f"i{i}" for i in range(50)], rng.normal(size=(50, 5)), "toy"
+    )
+    names = tuple(f"c{x}" for x in labels)
+    ranks = rank(made, made, Truth(names, made.ids, names, made.ids))
+    calculator = tools.AccuracyCalculator(
+        include=("r_precision", "mean_average_precision_at_r", "precision_at_1"),
+        k="max_bin_count",
+        knn_func=inference.CustomKNN(
+            __import__("pytorch_metric_learning.distances", fromlist=["x"]).CosineSimilarity()
+        ),
+    )
+    theirs = calculator.get_accuracy(
+        torch.from_numpy(made.vectors.copy()), torch.from_numpy(labels)
+    )
+    for ours, name in (
+        ("r_precision", "r_precision"),
+        ("map_at_r", "mean_average_precision_at_r"),
+        ("precision", "precision_at_1"),
+    ):
+        assert per_query(ours, ranks, 1).mean() == pytest.approx(theirs[name], abs=1e-6)

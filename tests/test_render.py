@@ -367,6 +367,86 @@ def test_inconclusive_is_an_error_and_not_run_is_skipped():
     assert absent.message == "Core ML files run on Apple systems only"
 
 
+def held(classes: int, lost: float = 0.0) -> Report:
+    """The loss of a file in so many classes of eight queries, held to a margin of two points."""
+    from hetero.verdict import Evidence
+
+    rows = ((8.0, 8, round(lost * classes)), (0.0, 8, classes - round(lost * classes)))
+    evidence = Evidence("classes", tuple(r for r in rows if r[2]), 8)
+    m = Measurement(
+        "recall_at_1_lost", lost, "", "local", "onnx", "int8", ci=(lost, lost), n=8 * classes,
+        evidence=evidence,
+    )  # fmt: skip
+    limit = Limit(m.name, at_most=0.02, by="noninferiority", alpha=0.05, beta=0.1, why="Because.")
+    return Report("a test", (m,)).judged_by([limit])
+
+
+@pytest.mark.parametrize(
+    ("classes", "lost", "said"),
+    [
+        (400, 0.0, "0.0 points (95 % interval 0.0 to 0.0), tested"),
+        (400, 0.25, "25.0 points (95 % interval 25.0 to 25.0), tested"),
+        (60, 0.0, "0.0 points (95 % interval 0.0 to 0.0), tested"),
+    ],
+)
+def test_every_renderer_shows_estimate_bounds_margin_and_error_rates(classes, lost, said):
+    made = held(classes, lost)
+    (m,) = made.measurements
+    bounds = f"{100 * m.decision.low:.2f} to {100 * m.decision.high:.2f} points"
+    asked = "margin 2 points (alpha 5 %, beta 10 %)"
+    (case,) = cases(made).values()
+    in_junit = case.system_out or case.result[0].message
+    for text in (terminal.plain(made), markdown.render(made), in_junit):
+        assert said in text
+        assert bounds in text
+        assert asked in text
+    page = " ".join(" ".join(Page(html.render(made)).text).replace("\u00a0", " ").split())
+    assert bounds in page
+    assert asked in page
+
+
+def test_a_test_without_a_decision_says_how_much_more_would_bring_one():
+    made = held(60)
+    (m,) = made.measurements
+    assert made.verdict == "inconclusive"
+    for text in (terminal.plain(made), markdown.render(made), junit.render(made)):
+        assert "more queries would decide, of about" in text
+        assert "more classes" in text
+    shown = re.search(
+        r"about (\d+) more queries would decide, of about (\d+)", terminal.plain(made)
+    )
+    assert shown is not None
+    queries, classes = map(int, shown.groups())
+    assert m.decision.more_queries <= queries <= 1.1 * m.decision.more_queries
+    assert m.decision.more_classes <= classes <= 1.1 * m.decision.more_classes
+
+
+def test_a_loss_at_the_margin_is_not_promised_a_decision():
+    made = held(400, 0.02)
+    assert made.verdict == "inconclusive"
+    assert "too close to the margin" in terminal.plain(made)
+
+
+def test_a_bound_is_never_rounded_across_the_margin():
+    from dataclasses import replace
+
+    from hetero.render import _words
+
+    (m,) = held(400).measurements
+    near = replace(m, decision=replace(m.decision, low=-0.01, high=0.0199996))
+    assert _words.bounds(near) == "-1.00 to 1.99996 points"
+
+
+def test_a_sequence_judged_by_another_margin_says_that_it_had_stopped():
+    from hetero.verdict import Evidence
+
+    evidence = Evidence("sequence", ((0.0, 1, 8),) * 250, 8)
+    m = Measurement("recall_at_1_lost", 0.0, "", "local", "onnx", "int8", evidence=evidence)
+    limit = Limit(m.name, at_most=0.001, by="noninferiority")
+    text = terminal.plain(Report("a sequence", (m,)).judged_by([limit]))
+    assert "asking stopped when an earlier limit was decided" in text
+
+
 def test_two_limits_on_one_number_are_two_cases_with_two_names():
     made = one(0.7)
     limits = [Limit("heterogeneous_recall_at_1", at_least=x) for x in (0.5, 0.9)]

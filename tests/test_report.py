@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from sample_report import failing, passing, unjudged
 import hetero.report
 from hetero.errors import BundleError, ConfigError
 from hetero.report import EXIT_CODES, Limit, Measurement, NotRun, Report, load_limits
+from hetero.verdict import Evidence, decide
 
 SCHEMA = json.loads(
     Path(hetero.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
@@ -325,3 +327,122 @@ def test_a_torn_or_foreign_report_is_named_and_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(BundleError, match=r"report\.json"):
         Report.load(path)
+
+
+# --- noninferiority
+
+CLEAN = Evidence("classes", ((0.0, 8, 400),), 8)
+
+
+def lost(evidence: Evidence | None = CLEAN, **more: object) -> Measurement:
+    parts = {"value": 0.0, "precision": "int8", "n": 3200, "evidence": evidence, **more}
+    return Measurement("recall_at_1_lost", **parts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome"),
+    [
+        (((0.0, 8, 400),), "pass"),
+        (((8.0, 8, 60), (0.0, 8, 340)), "fail"),
+        (((0.0, 8, 50),), "inconclusive"),
+    ],
+)
+def test_by_noninferiority_the_paired_outcomes_decide(rows, outcome):
+    m = lost(Evidence("classes", rows, 8))
+    limit = {"at_most": 0.02, "by": "noninferiority"}
+    assert judged(m, **limit) == outcome
+    (after,) = report(m).judged_by([Limit(m.name, **limit)]).measurements
+    assert after.outcome == outcome == after.decision.outcome
+    assert after.decision == decide(m.evidence, 0.02, 0.05, 0.05)
+    assert (after.decision.more_queries is not None) == (outcome == "inconclusive")
+
+
+def test_a_test_of_noninferiority_needs_paired_outcomes():
+    with pytest.raises(ConfigError, match="without paired outcomes"):
+        judged(lost(None), at_most=0.02, by="noninferiority")
+
+
+def test_a_minimum_of_observations_and_a_number_that_is_none_come_before_the_test():
+    limit = {"at_most": 0.02, "by": "noninferiority"}
+    assert judged(lost(), **limit, min_n=3201) == "inconclusive"
+    assert judged(lost(value=math.nan), **limit) == "fail"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at_least": 0.0},
+        {"at_least": 0.0, "at_most": 0.02},
+        {"at_most": 1.0},
+        {"at_most": 0.02, "alpha": 0},
+        {"at_most": 0.02, "alpha": 0.5},
+        {"at_most": 0.02, "beta": True},
+        {"at_most": 0.02, "beta": "0.05"},
+    ],
+)
+def test_a_test_without_a_margin_or_with_impossible_error_rates_is_refused(wrong):
+    with pytest.raises(ConfigError, match="limit on 'x'"):
+        Limit("x", by="noninferiority", **wrong)
+
+
+@pytest.mark.parametrize("rows", [((0.0, 8, 400),), ((0.0, 8, 50),)])
+def test_a_tested_report_keeps_to_the_schema_and_can_be_judged_again_from_its_file(rows, tmp_path):
+    limit = Limit("recall_at_1_lost", at_most=0.02, by="noninferiority", alpha=0.01, beta=0.1)
+    before = report(lost(Evidence("classes", rows, 8))).judged_by([limit])
+    before.save(tmp_path / "report.json")
+    check(json.loads((tmp_path / "report.json").read_text()))
+    after = Report.load(tmp_path / "report.json")
+    assert after.to_json() == before.to_json()
+    bare = dataclasses.replace(after.measurements[0], limit=None, decision=None, outcome="unjudged")
+    assert (
+        report(bare).judged_by([limit]).to_json()["measurements"]
+        == (before.to_json()["measurements"])
+    )
+    (other,) = report(bare).judged_by([dataclasses.replace(limit, at_most=0.9)]).measurements
+    assert other.outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["evidence"].update(rows=[]),
+        lambda m: m["evidence"].update(rows=[[0.0, 8]]),
+        lambda m: m["evidence"].update(design="ear"),
+        lambda m: m["decision"].pop("low"),
+        lambda m: m["limit"].pop("alpha"),
+        lambda m: m["limit"].update(by="value"),
+        lambda m: m["limit"].update(at_least=0.0),
+    ],
+)
+def test_the_schema_is_strict_about_tests(change):
+    raw = (
+        report(lost())
+        .judged_by([Limit("recall_at_1_lost", at_most=0.02, by="noninferiority")])
+        .to_json()
+    )
+    check(raw)
+    change(raw["measurements"][0])
+    with pytest.raises(jsonschema.ValidationError):
+        check(raw)
+
+
+def test_a_report_with_torn_evidence_is_refused(tmp_path):
+    raw = report(lost()).to_json()
+    raw["measurements"][0]["evidence"]["rows"] = [[9.0, 8, 400]]
+    (tmp_path / "report.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"report\.json"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_a_report_from_before_there_was_evidence_is_still_read(tmp_path):
+    raw = passing().to_json()
+    for m in raw["measurements"]:
+        del m["evidence"], m["decision"]
+    (tmp_path / "report.json").write_text(json.dumps(raw))
+    assert Report.load(tmp_path / "report.json").to_json() == passing().to_json()
+
+
+def test_the_built_in_limits_test_what_quantisation_costs_with_declared_error_rates():
+    tests = [x for x in load_limits() if x.by == "noninferiority"]
+    assert {(x.measurement, x.precision) for x in tests} >= {("recall_at_1_lost", "int8")}
+    assert all(0 < x.alpha <= 0.05 and 0 < x.beta <= 0.05 for x in tests)

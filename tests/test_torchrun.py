@@ -17,12 +17,11 @@ from test_train import gallery_model, query_model
 from toys import QUERY, Listener, quiet, weights
 
 import hetero
-from hetero import train
 from hetero._processes import processes
 from hetero.bundle import Bundle
 from hetero.errors import Interrupted
 from hetero.fit import Check, Settings, fit
-from hetero.train import QueryRecipe
+from hetero.train import QueryRecipe, _stored
 
 SHORT = Settings(epochs=2, batch=16)
 RECIPE = QueryRecipe(QUERY, "bct", views=2)
@@ -57,18 +56,18 @@ def in_each_process(root: Path) -> None:
     me = processes().process_index
     written: list[str] = []
     seen: dict[str, Any] = {"world": processes().num_processes, "written": written}
-    write_bundle, write_file, step = Bundle.create, train.write_atomically, torch.optim.AdamW.step
+    write_bundle, write_file, step = Bundle.create, _stored._embed_views, torch.optim.AdamW.step
 
     def create(path: Path, **more: Any) -> Bundle:
         written.append(path.name)
         return write_bundle(path, **more)
 
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path, *more: Any) -> None:
         written.append(path.suffix)
-        write_file(path, data)
+        write_file(path, *more)
 
     Bundle.create = create  # type: ignore[method-assign, assignment]
-    train.write_atomically = write  # type: ignore[attr-defined]
+    _stored._embed_views = write
 
     objective, seen["losses"] = sums(root / "sums", me)
     seen["rows"] = [rows for rows, _, _ in objective.calls]

@@ -26,15 +26,16 @@ from toys import (
 )
 
 import hetero
-from hetero import evaluate, methods, models, train
-from hetero.augment import Augment, View
+from hetero import evaluate, methods, models
+from hetero.augment import Augment, View, gather
 from hetero.bundle import Bundle, space_digest
 from hetero.data import Images
-from hetero.errors import BundleError, ConfigError, DataError, Interrupted
+from hetero.errors import BundleError, ConfigError, DataError, Interrupted, TrainingError
 from hetero.fit import Settings
 from hetero.progress import Reporter
 from hetero.retrieval import pairwise_cosine
 from hetero.train import GalleryRecipe, QueryRecipe, train_gallery, train_query
+from hetero.train import query as training
 
 SHORT = Settings(epochs=3, batch=16)
 STEPS = 9  # 48 pictures in batches of 16, three epochs
@@ -175,7 +176,7 @@ def test_the_gallery_model_runs_before_training_and_never_during_it(
     runs: list[int] = []
     at_start: list[int] = []
     loaded: list[Bundle] = []
-    load, fit = models.load, train.fit
+    load, fit = models.load, training.fit
 
     def counting(bundle: Bundle) -> models.EmbeddingNet:
         loaded.append(bundle)
@@ -188,7 +189,7 @@ def test_the_gallery_model_runs_before_training_and_never_during_it(
         return fit(*args, **kwargs)
 
     monkeypatch.setattr(models, "load", counting)
-    monkeypatch.setattr(train, "fit", watched)
+    monkeypatch.setattr(training, "fit", watched)
     query_model(tmp_path, gallery, replace(SHORT, epochs=5))
     assert loaded == [gallery]
     # Once for the 48 training pictures and once for the validation pictures, and no more.
@@ -199,7 +200,7 @@ def test_the_gallery_model_runs_before_training_and_never_during_it(
 def objective_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collects what train hands to fit, which then does nothing."""
     handed: list[Any] = []
-    monkeypatch.setattr(train, "fit", lambda objective, *_, **__: handed.append(objective))
+    monkeypatch.setattr(training, "fit", lambda objective, *_, **__: handed.append(objective))
     return handed
 
 
@@ -211,8 +212,8 @@ def test_stored_vectors_are_those_of_the_plain_pictures(
     images = toy_images()
     pixels = images.pixels(images.rows("train"), PREPROCESS)
     direct = models.embed_pixels(models.load(gallery), PREPROCESS, pixels)
-    assert handed[0].stored.shape == (1, 48, 12)
-    np.testing.assert_allclose(handed[0].stored[0], direct, atol=1e-4)
+    assert handed[0].setup.gallery.shape == (1, 48, 12)
+    np.testing.assert_allclose(handed[0].setup.gallery[0], direct, atol=1e-4)
 
 
 def test_stored_views_are_the_views_that_training_shows_to_the_query_model(
@@ -223,15 +224,15 @@ def test_stored_views_are_the_views_that_training_shows_to_the_query_model(
     (objective,) = handed
     images, net, view = toy_images(), models.load(gallery), View(PREPROCESS)
     pixels = torch.from_numpy(images.pixels(images.rows("train"), PREPROCESS))
-    assert objective.stored.shape == (2, 48, 12)
+    assert objective.setup.gallery.shape == (2, 48, 12)
     for epoch in range(4):
         shown = objective.draw(epoch, 48, torch.Generator(), SHORT.augment)
         with torch.no_grad():
             expected = torch.cat(
                 [net(view(pixels[i : i + 5], shown[i : i + 5])) for i in range(0, 48, 5)]
             )
-        np.testing.assert_allclose(objective.stored[epoch % 2], expected, atol=1e-4)
-    assert not np.allclose(objective.stored[0], objective.stored[1], atol=1e-2)
+        np.testing.assert_allclose(objective.setup.gallery[epoch % 2], expected, atol=1e-4)
+    assert not np.allclose(objective.setup.gallery[0], objective.setup.gallery[1], atol=1e-2)
 
 
 def test_the_loss_holds_each_picture_to_its_own_stored_vector_label_and_head_row(
@@ -253,11 +254,13 @@ def test_the_loss_holds_each_picture_to_its_own_stored_vector_label_and_head_row
     rows = torch.tensor([40, 3, 17])
     objective(pixels[rows], objective.tables[1][rows], rows, 4, 0.25)
     (step,) = steps
-    assert np.array_equal(step.gallery, objective.stored[1][rows])
+    assert np.array_equal(step.gallery, objective.setup.gallery[1][rows])
     assert step.labels is not None
     assert step.labels.tolist() == [40 // 6, 3 // 6, 17 // 6]
-    assert torch.equal(step.head_labels, step.labels)  # the same classes in the same order
-    assert np.array_equal(step.head, gallery.tensors("head")["rows"])
+    assert step.rows.tolist() == [40, 3, 17]
+    # The same classes in the same order.
+    assert torch.equal(objective.setup.head_labels, objective.setup.labels)
+    assert np.array_equal(objective.setup.head, gallery.tensors("head")["rows"])
     assert step.progress == 0.25
 
 
@@ -529,7 +532,7 @@ def test_classes_that_the_head_does_not_know_are_marked(
     some = renamed(toy_images(), lambda label: "a-new-one" if label == "class02" else label)
     query_model(tmp_path, gallery, images=some, recipe=QueryRecipe(QUERY, "bct"))
     (objective,) = handed
-    assert objective.head_labels.reshape(8, 6).tolist() == [
+    assert objective.setup.head_labels.reshape(8, 6).tolist() == [
         [row if row != 2 else -1] * 6 for row in range(8)
     ]
     assert objective.labels.reshape(8, 6)[:, 0].tolist() == [1, 2, 0, 3, 4, 5, 6, 7]
@@ -551,7 +554,7 @@ def test_a_users_own_method_trains_without_touching_the_package(
         "calls = []\n"
         "@dataclass(frozen=True)\nclass Method:\n"
         "    strength: float = 2.0\n    needs: ClassVar[frozenset[str]] = frozenset()\n"
-        "    def own(self, dim, classes):\n        return nn.Linear(dim, dim, bias=False)\n"
+        "    def own(self, setup):\n        return nn.Linear(setup.dim, setup.dim, bias=False)\n"
         "    def loss(self, step, own):\n"
         "        calls.append((self.strength, step.progress))\n"
         "        return self.strength * (own(step.query) - step.gallery).square().sum(1).mean()\n"
@@ -566,8 +569,8 @@ def test_a_users_own_method_trains_without_touching_the_package(
     assert not any(name.startswith("own") for name in query.tensors("weights"))
 
 
-@pytest.mark.parametrize("head", ["cosine", "arcface"])
-def test_a_gallery_model_trains_with_either_margin(tmp_path: Path, head: Any) -> None:
+@pytest.mark.parametrize("head", ["cosine", "arcface", "plain"])
+def test_a_gallery_model_trains_with_each_head(tmp_path: Path, head: Any) -> None:
     made = gallery_model(tmp_path, recipe=replace(GALLERY_RECIPE, head=head))
     assert made.manifest.recipe["head"] == head
     losses = [row["loss"] for row in history(tmp_path)]
@@ -594,3 +597,80 @@ def test_a_trained_query_model_finds_its_way_in_the_gallerys_index(
     assert found.map.value > 0.4
     if method == "regression":
         assert pairwise_cosine(*sides).mean() > 0.5
+
+
+# -- what several runs share ----------------------------------------------------------------------
+
+
+def test_vectors_kept_in_a_folder_are_embedded_once_for_two_runs(
+    gallery: Bundle, tmp_path: Path
+) -> None:
+    kept, jobs = tmp_path / "vectors", []
+    for name, method in (("a", "regression"), ("b", "raml")):
+        listener = Listener()
+        recipe = QueryRecipe(QUERY, method, views=2)
+        query_model(tmp_path / name, gallery, recipe=recipe, vectors=kept, reporter=listener)
+        jobs.append("embed training pictures" in listener.jobs)
+    assert jobs == [True, False]
+    (file,) = kept.iterdir()
+    assert np.load(file).shape == (2, 48, 12)
+    # Other views are other vectors.
+    query_model(tmp_path / "c", gallery, recipe=replace(QUERY_RECIPE, views=1), vectors=kept)
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_blends_are_embedded_by_the_gallery_model_as_they_are_shown_to_the_query_model(
+    gallery: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = objective_of(monkeypatch)
+    settings = replace(SHORT, augment=replace(MILD, mix=1.0))
+    query_model(tmp_path, gallery, settings, replace(QUERY_RECIPE, views=1))
+    (objective,) = handed
+    images, net, view = toy_images(), models.load(gallery), View(PREPROCESS)
+    pixels, rows = images.pixels(images.rows("train"), PREPROCESS), torch.arange(48)
+    shown = objective.draw(0, 48, torch.Generator(), settings.augment)
+    with torch.no_grad():
+        blended = net(view(gather(pixels, rows, shown), shown))
+        plain = net(view(torch.from_numpy(pixels), shown))
+    np.testing.assert_allclose(objective.setup.gallery[0], blended, atol=1e-4)
+    assert not np.allclose(objective.setup.gallery[0], plain, atol=1e-2)
+
+
+def test_blends_need_stored_views_and_are_nothing_for_a_gallery_model(
+    gallery: Bundle, tmp_path: Path
+) -> None:
+    settings = replace(SHORT, augment=replace(MILD, mix=0.5))
+    with pytest.raises(ConfigError, match="set views to at least 1"):
+        query_model(tmp_path / "q", gallery, settings)
+    with pytest.raises(ConfigError, match="blended pictures have none"):
+        gallery_model(tmp_path / "g", settings)
+
+
+def test_a_query_model_of_fewer_numbers_is_lifted_into_the_space(
+    gallery: Bundle, tmp_path: Path
+) -> None:
+    made = query_model(tmp_path, gallery, recipe=replace(QUERY_RECIPE, dim=5))
+    loaded = Bundle.load(made.root)
+    net = models.load(loaded)
+    assert (loaded.manifest.model.inner, loaded.manifest.model.dim, net.inner) == (5, 12, 5)
+    probe = loaded.probe()
+    vectors = models.embed_pixels(net, PREPROCESS, probe.pixels)
+    assert vectors.shape[1] == 12
+    assert np.array_equal(vectors, probe.vectors)
+    # Before they are made unit vectors they lie in five directions and an offset.
+    with torch.no_grad():
+        lifted = net.projection(net.backbone(torch.randn(30, 3, 16, 16)))
+    assert np.linalg.matrix_rank((lifted - lifted.mean(0)).numpy(), tol=1e-4) == 5
+
+
+@pytest.mark.parametrize("method", ["vanilla_kd", "rkd", "pkt"])
+def test_a_negative_control_runs_to_its_end_though_its_search_is_at_chance(
+    gallery: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    at_chance = training.Check(0.1, 0.1, 0.5)
+    monkeypatch.setattr(training, "score", lambda *_: at_chance)
+    settings = Settings(epochs=6, batch=4)
+    made = query_model(tmp_path / "q", gallery, settings, QueryRecipe(QUERY, method))
+    assert len(history(made.root)) == 6
+    with pytest.raises(TrainingError, match="search is at chance"):
+        query_model(tmp_path / "other", gallery, settings)

@@ -49,6 +49,8 @@ class Images:
         roles: "query", "gallery" or "both", for evaluation.
         read: Row number -> decoded RGB uint8 (h, w, 3), any size.
         skipped: Files passed over.
+        labelled: Whether `labels` are classes; if not, each picture is a label of its own, and
+            evaluation asks whether a query finds the very same picture in the gallery.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Images:
     roles: tuple[str, ...]
     read: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     skipped: tuple[Skipped, ...] = field(default=())
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.ids)

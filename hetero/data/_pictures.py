@@ -50,6 +50,7 @@ def collection(
     entries: Sequence[Entry],
     skipped: Sequence[Skipped],
     seed: int,
+    labelled: bool = True,
 ) -> Images:
     """The usable ones of these files as a collection, read from disk when asked for.
 
@@ -60,6 +61,7 @@ def collection(
         entries: In any order.
         skipped: What the source itself passed over.
         seed: Of the split, where the entries have none.
+        labelled: Whether the labels are classes; see `Images`.
 
     Raises:
         DataError: No file is usable, or all are of one class, or no class has two of them.
@@ -72,12 +74,12 @@ def collection(
     if not good:
         first = f", first {passed_over[0].path}: {passed_over[0].reason}" if passed_over else ""
         raise DataError(f"{name}: no usable picture{why}{first}")
-    if len(set(labels)) == 1:
+    if labelled and len(set(labels)) == 1:
         raise DataError(
             f"{name}: all usable pictures ({len(good)}) are of one class, {labels[0]!r}{why}; "
             "search needs several classes"
         )
-    if len(set(labels)) == len(labels):
+    if labelled and len(set(labels)) == len(labels):
         raise DataError(
             f"{name}: each of the {len(labels)} classes has one picture{why}; "
             "a query needs another picture of its class to find"
@@ -99,6 +101,7 @@ def collection(
         roles=tuple(roles),
         read=lambda row: decode(root / ids[row]),
         skipped=passed_over,
+        labelled=labelled,
     )
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hetero.data import Images, Skipped, Split
-from hetero.data._pictures import Entry, collection, odd_name, printable
+from hetero.data import Images, Split
+from hetero.data._pictures import Entry, collection
+from hetero.data._walk import Walk
 from hetero.errors import DataError
 
 _SPLIT_FOLDERS: dict[str, Split] = {
@@ -42,7 +43,7 @@ def source(where: str, seed: int = 0) -> Images:
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
         raise DataError(f"{name}: {what}; expected a folder with one sub-folder per class")
-    walk = _Walk(root)
+    walk = Walk(root)
     tops, loose = walk.look(root)
     if not tops:
         raise DataError(
@@ -56,7 +57,7 @@ def source(where: str, seed: int = 0) -> Images:
     return collection(name, root, root, entries, walk.skipped, seed)
 
 
-def _with_its_split(name: str, walk: _Walk, tops: list[Path], seed: int) -> Images:
+def _with_its_split(name: str, walk: Walk, tops: list[Path], seed: int) -> Images:
     missing = {"train", "test"} - {_SPLIT_FOLDERS[top.name.lower()] for top in tops}
     if missing:
         raise DataError(
@@ -82,86 +83,3 @@ def _with_its_split(name: str, walk: _Walk, tops: list[Path], seed: int) -> Imag
             )
         entries += [Entry(i, label, split) for label, ids in found.items() for i in ids]
     return collection(name, walk.root, walk.root, entries, walk.skipped, seed)
-
-
-class _Walk:
-    """One pass over a tree: each folder is entered once, so that links cannot make it endless."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.skipped: list[Skipped] = []
-        self._entered = {self._identity(root)}
-        self._reserved: dict[tuple[int, int], Path] = {}
-
-    def look(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Folders and files in a folder, each sorted; what is hidden or broken is passed over."""
-        try:
-            with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError as error:
-            if folder == self.root:
-                raise DataError(f"folder:{folder}: cannot be listed ({error.strerror})") from error
-            self.pass_over([folder], f"cannot be listed ({error.strerror})")
-            return [], []
-        folders, files = [], []
-        for entry in entries:
-            path = folder / entry.name
-            try:
-                if entry.name.startswith("."):
-                    self.pass_over([path], "hidden")
-                elif entry.is_dir():
-                    folders.append(path)
-                elif entry.is_file():
-                    files.append(path)
-                else:
-                    link = entry.is_symlink()
-                    self.pass_over([path], "a broken link" if link else "not a regular file")
-            except OSError as error:
-                self.pass_over([path], f"cannot be read ({error.strerror})")
-        return folders, files
-
-    def pass_over(self, paths: list[Path], reason: str) -> None:
-        """Put these on the list of what is not used."""
-        self.skipped += [Skipped(printable(self._id(path)), reason) for path in paths]
-
-    def reserve(self, folders: list[Path]) -> None:
-        """Let class folders be entered as such only, and not through a link in another class."""
-        for folder in sorted(folders, key=lambda path: (path.is_symlink(), path)):
-            self._reserved.setdefault(self._identity(folder), folder)
-
-    def classes(self, folders: list[Path]) -> dict[str, list[str]]:
-        """Label -> ids of all files at any depth, for each of these class folders."""
-        self.reserve(folders)
-        found: dict[str, list[str]] = {}
-        for top in folders:
-            if reason := odd_name(top.name):
-                self.pass_over([top], reason)
-                continue
-            todo, ids = [top], found.setdefault(top.name, [])
-            while todo:
-                folder = todo.pop()
-                try:
-                    identity = self._identity(folder)
-                except OSError as error:
-                    self.pass_over([folder], f"cannot be read ({error.strerror})")
-                    continue
-                if identity in self._entered or self._reserved.get(identity, folder) != folder:
-                    self.pass_over([folder], "a link to a folder that is read elsewhere")
-                    continue
-                self._entered.add(identity)
-                deeper, files = self.look(folder)
-                todo += reversed(deeper)
-                for path in files:
-                    if reason := odd_name(self._id(path)):
-                        self.pass_over([path], reason)
-                    else:
-                        ids.append(self._id(path))
-        return {label: ids for label, ids in found.items() if ids}
-
-    def _id(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
-
-    @staticmethod
-    def _identity(folder: Path) -> tuple[int, int]:
-        status = folder.stat()
-        return status.st_dev, status.st_ino

@@ -1,22 +1,65 @@
 """Ways to train a query model into a space: one module, one paper.
 
 A method is a module of this folder (or a dotted path to one's own) with a frozen dataclass
-``Method``: its fields are the hyper-parameters with the paper's defaults, ``needs`` names what it
-wants besides the gallery vectors, and ``loss(step, own)`` gives a scalar.
+``Method``: its fields are the hyper-parameters, ``needs`` names what it wants besides the gallery
+vectors, ``own(setup)`` makes what it keeps beside the model, and ``loss(step, own)`` gives a
+scalar. Methods add up: ``csd+regression`` is the sum of two.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
+import numpy as np
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from hetero import _plugins
+from hetero._settings import fill
 from hetero.errors import ConfigError
+from hetero.methods._auto import Choice, choose
 
-_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+__all__ = [
+    "Choice",
+    "Method",
+    "Setup",
+    "Step",
+    "Sum",
+    "choose",
+    "is_control",
+    "make",
+    "settings_of",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a method can build on, once, before the first step.
+
+    Attributes:
+        gallery: The gallery model's stored unit vectors of all training pictures: (views, pictures,
+            dim), memory-mapped. View 0 of a picture stands for the picture.
+        labels: Class number of each picture, or None without labels.
+        classes: How many classes; 0 without labels.
+        head: The gallery model's frozen class rows, lengths and scale as it was trained with them,
+            or None.
+        head_labels: For each picture, its row in `head`, -1 where the gallery model never saw the
+            class; None without a head.
+        seed: For whatever a method draws.
+    """
+
+    gallery: Float32[np.ndarray, "v n d"]
+    labels: Int64[Tensor, " n"] | None = None
+    classes: int = 0
+    head: Float[Tensor, "c d"] | None = None
+    head_labels: Int64[Tensor, " n"] | None = None
+    seed: int = 0
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.gallery.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +69,35 @@ class Step:
     Attributes:
         query: Unit rows by the query model, with gradient.
         gallery: Stored unit rows by the gallery model, for the same pictures.
+        rows: Row numbers of the pictures in `Setup`, for banks and anchors looked up by picture.
         labels: Class numbers of the query model's training set, or None without labels.
-        head: The gallery model's frozen class rows (unit), or None.
-        head_labels: For each row of the batch, its row in `head`, -1 where the gallery model never
-            saw the class; None without a head.
         progress: 0 at the start of training, 1 at its end.
     """
 
     query: Float[Tensor, "b d"]
     gallery: Float[Tensor, "b d"]
-    labels: Int64[Tensor, " b"] | None
-    head: Float[Tensor, "c d"] | None
-    head_labels: Int64[Tensor, " b"] | None
-    progress: float
+    rows: Int64[Tensor, " b"]
+    labels: Int64[Tensor, " b"] | None = None
+    progress: float = 0.0
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What a module of this folder offers under the name ``Method``."""
+    """What a module of this folder offers under the name ``Method``.
+
+    A class may also say ``control = True``: a negative control, which is known to leave the query
+    model outside the gallery's space.
+    """
 
     needs: ClassVar[frozenset[str]]
     """Among "labels" and "head"; without them the method refuses to start."""
 
-    def own(self, dim: int, classes: int) -> nn.Module:
-        """What the method itself learns and throws away afterwards; an empty module if nothing."""
+    def own(self, setup: Setup) -> nn.Module:
+        """What the method keeps beside the model, and throws away after training.
+
+        Parameters are learnt with the model (a classifier), buffers are not (a bank, anchors).
+        An empty module if nothing.
+        """
         ...
 
     def loss(self, step: Step, own: nn.Module) -> Float[Tensor, ""]:
@@ -57,41 +105,74 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Sum:
+    """Methods added up, made by a name such as ``csd+regression``.
+
+    Attributes:
+        parts: Name and method of each.
+    """
+
+    parts: tuple[tuple[str, Method], ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of them needs."""
+        return frozenset().union(*(method.needs for _, method in self.parts))
+
+    def own(self, setup: Setup) -> nn.Module:
+        """What each of them keeps, in order."""
+        return nn.ModuleList([method.own(setup) for _, method in self.parts])
+
+    def loss(self, step: Step, own: nn.Module) -> Float[Tensor, ""]:
+        """The sum of their losses."""
+        total = step.query.new_zeros(())
+        for (_, method), part in zip(self.parts, own.children(), strict=True):
+            total = total + method.loss(step, part)
+        return total
+
+
 def make(name: str, settings: dict[str, Any] | None = None) -> Method:
     """A method with these hyper-parameters over its defaults.
 
     Args:
-        name: A module of this folder or a dotted path.
-        settings: Field name to value; text is converted to the field's type.
+        name: A module of this folder or a dotted path, or several joined by "+".
+        settings: Field name to value; text is converted to the field's type. With several methods,
+            "METHOD.FIELD".
 
     Raises:
         ConfigError: Unknown method or hyper-parameter, or a value of the wrong kind.
     """
-    module = _plugins.load(__name__, name)
-    kind: Any = getattr(module, "Method", None)
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise ConfigError(f"method {name!r}: the module has no dataclass Method")
-    known: dict[str, object] = {f.name: f.default for f in fields(kind)}
-    if MISSING in known.values():
-        bare = next(k for k, default in known.items() if default is MISSING)
-        raise ConfigError(f"method {name!r}: the setting {bare} has no default")
-    given: dict[str, Any] = {}
+    names = name.split("+")
+    if len(names) == 1:
+        return _one(name, settings or {})
+    if len(set(names)) < len(names):
+        raise ConfigError(f"method {name!r}: each part once; weigh it by its settings")
+    given: dict[str, dict[str, Any]] = {part: {} for part in names}
     for key, value in (settings or {}).items():
-        if key not in known:
+        part, _, field = key.rpartition(".")
+        if part not in given:
             raise ConfigError(
-                f"method {name}: no setting {key!r}; there are {', '.join(known) or 'none'}"
+                f"method {name}: setting {key!r} names none of its parts; write "
+                f"{' or '.join(f'{p}.SETTING' for p in names)}"
             )
-        wanted: Any = type(known[key])
-        try:
-            given[key] = _TRUTH[str(value).lower()] if wanted is bool else wanted(value)
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(
-                f"method {name}: {key} needs a {wanted.__name__}, got {value!r}"
-            ) from None
-    made: Method = module.Method(**given)
+        given[part][field] = value
+    made: Method = Sum(tuple((part, _one(part, given[part])) for part in names))  # type: ignore[assignment]
+    return made
+
+
+def _one(name: str, settings: dict[str, Any]) -> Method:
+    made: Method = fill(_plugins.load(__name__, name), "Method", name, settings)
     return made
 
 
 def settings_of(method: Method) -> dict[str, Any]:
-    """The hyper-parameters of a method, for the record."""
+    """The hyper-parameters of a method, for the record and for `make`."""
+    if isinstance(method, Sum):
+        return {f"{n}.{k}": v for n, part in method.parts for k, v in settings_of(part).items()}
     return {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+
+
+def is_control(method: Method) -> bool:
+    """Whether this is a negative control, expected to stay at chance in the gallery's index."""
+    return bool(getattr(method, "control", False))

@@ -13,7 +13,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hetero.methods import Step
+from hetero.methods import Setup, Step
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Method:
     weight: float = 10.0
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def own(self, dim: int, classes: int) -> nn.Module:
-        """Nothing: the method has no parameters of its own."""
+    def own(self, setup: Setup) -> nn.Module:
+        """Nothing: the method keeps nothing beside the model."""
         return nn.Identity()
 
     def loss(self, step: Step, own: nn.Module) -> Float[Tensor, ""]:

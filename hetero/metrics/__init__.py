@@ -46,7 +46,11 @@ def per_query(metric: str, ranks: Ranks, k: int = 1) -> Float64[np.ndarray, " q"
 
 
 def mean(
-    values: Float64[np.ndarray, " q"], clusters: Sequence[str], resamples: int = 2000, seed: int = 0
+    values: Float64[np.ndarray, " q"],
+    clusters: Sequence[str],
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Score:
     """The mean and an interval that respects that queries of one class resemble each other.
 
@@ -58,6 +62,7 @@ def mean(
         clusters: The class of each query.
         resamples: Bootstrap resamples.
         seed: Of the bootstrap; equal input gives equal intervals.
+        confidence: Of the interval.
     """
     if len(values) == 0 or len(values) != len(clusters):
         raise DataError(f"a mean of {len(values)} values in {len(clusters)} clusters is undefined")
@@ -76,6 +81,7 @@ def mean(
         paired=True,
         vectorized=True,
         n_resamples=resamples,
+        confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
         batch=max(1, 2**22 // len(sums)),

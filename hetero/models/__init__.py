@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from hetero import _plugins
-from hetero.bundle import Bundle
+from hetero.bundle import Bundle, FittedMap
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
 from hetero.space import Embeddings
@@ -31,15 +31,23 @@ class EmbeddingNet(nn.Module):
         backbone: Maps (n, 3, h, w) to (n, features).
         features: Number of features it gives.
         dim: Length of the embedding.
+        inner: If not 0, what the backbone gives is squeezed to this many numbers and lifted to
+            `dim` by one linear layer: these many are all that a device has to send.
     """
 
-    def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
+    #: The map behind the embedding, of a model that was brought into another space.
+    fitted: FittedMap | None = None
+
+    def __init__(self, backbone: nn.Module, features: int, dim: int, inner: int = 0) -> None:
         """See the class."""
         super().__init__()
-        self.dim = dim
+        self.dim, self.inner = dim, inner
         self.backbone = backbone
         # Batch norm before L2 keeps any one direction from dominating; exporters fold it away.
-        self.projection = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim))
+        own = inner or dim
+        layers = [nn.Linear(features, own, bias=False), nn.BatchNorm1d(own)]
+        lift = [nn.Linear(inner, dim)] if inner else []
+        self.projection = nn.Sequential(*layers, *lift)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Unit rows, shape (n, dim), for normalised pictures."""
@@ -124,19 +132,20 @@ def backbone(spec: str) -> nn.Module:
     return built
 
 
-def build(spec: str, dim: int, size_px: int = 32) -> EmbeddingNet:
+def build(spec: str, dim: int, size_px: int = 32, inner: int = 0) -> EmbeddingNet:
     """A net with this backbone and an embedding of `dim` numbers.
 
     Args:
         spec: See `backbone`.
         dim: Length of the embedding, at least 2.
         size_px: Input side, used to find out how many features the backbone gives.
+        inner: See `EmbeddingNet`; 0 for none.
 
     Raises:
         ConfigError: Unknown backbone, or it does not map (n, 3, s, s) to (n, features).
     """
-    if dim < 2:
-        raise ConfigError(f"dim must be at least 2, got {dim}")
+    if dim < 2 or inner < 0 or inner == 1:
+        raise ConfigError(f"dim must be at least 2, got {inner if dim >= 2 else dim}")
     trunk = backbone(spec).eval()
     try:
         with torch.no_grad():
@@ -151,7 +160,7 @@ def build(spec: str, dim: int, size_px: int = 32) -> EmbeddingNet:
             f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}; "
             "remove its classifier and pool its feature map"
         )
-    return EmbeddingNet(trunk, int(out.shape[1]), dim)
+    return EmbeddingNet(trunk, int(out.shape[1]), dim, inner)
 
 
 def load(bundle: Bundle) -> EmbeddingNet:
@@ -161,7 +170,12 @@ def load(bundle: Bundle) -> EmbeddingNet:
         BundleError: The weights do not fit the architecture the manifest names.
     """
     model = bundle.manifest.model
-    net = build(_architecture(model.backbone), model.dim, bundle.preprocess.size_px)
+    own = model.map.dim if model.map else model.dim
+    net = build(_architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
+    if model.map:
+        from hetero.models._mapped import MappedNet
+
+        net = MappedNet(net, model.map, model.dim)
     arrays = bundle.tensors("weights")
     try:
         net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})

@@ -7,7 +7,8 @@ Differs: kernels are 3x3 (some mobile runtimes have no fast 5x5 or 7x7), squeeze
 
 Options: width=1.0 (multiplier), depth=1.0 (multiplier of repeats), se=0 (1 adds
     squeeze-and-excite), act=relu (or hswish), stride=2 (of the stem; 1 for pictures of 32 px and
-    less, where detail counts).
+    less, where detail counts), last=192 (features before pooling at width 1: cheap, because there
+    are few pixels left).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _DEFAULTS: dict[str, int | float | str] = {
     "se": 0,
     "act": "relu",
     "stride": 2,
+    "last": _LAST,
 }
 
 
@@ -94,11 +96,13 @@ def build(text: str = "") -> nn.Module:
     chosen = models.options(text, _DEFAULTS, "mobilenet")
     width, depth = float(chosen["width"]), float(chosen["depth"])
     stride, act, se = int(chosen["stride"]), chosen["act"], int(chosen["se"])
-    finite = 0 < width < math.inf and 0 < depth < math.inf
+    last = int(chosen["last"])
+    finite = 0 < width < math.inf and 0 < depth < math.inf and last >= 8
     if not finite or stride not in (1, 2) or se not in (0, 1) or act not in ("relu", "hswish"):
         raise ConfigError(
             "backbone mobilenet: width and depth above 0, stride 1 or 2, se 0 or 1, act relu or "
-            f"hswish; got width={width}, depth={depth}, stride={stride}, se={se}, act={act}"
+            f"hswish, last at least 8; got width={width}, depth={depth}, stride={stride}, se={se}, "
+            f"act={act}, last={last}"
         )
     activation: type[nn.Module] = nn.ReLU if act == "relu" else HardSwish
 
@@ -121,5 +125,5 @@ def build(text: str = "") -> nn.Module:
                 )
             )
             inputs = channels(base)
-    layers += [*_conv(inputs, channels(_LAST), 1), activation()]
+    layers += [*_conv(inputs, channels(last), 1), activation()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -129,21 +129,34 @@ def problems(report: Report) -> tuple[Measurement, ...]:
     )
 
 
+def passed_tests(report: Report) -> tuple[Measurement, ...]:
+    """What passed with declared error rates, in report order."""
+    return tuple(m for m in report.measurements if m.outcome == "pass" and m.decision is not None)
+
+
 def measured(m: Measurement) -> str:
     """The number and its interval: "60.0 % (95 % interval 57.5 to 62.5)"."""
     between = words.interval(m)
     return words.number(m) + (f" (95 % interval {between})" if between else "")
 
 
+def tested(m: Measurement) -> str:
+    """The one-sided bounds of a test, after a comma: ", tested -0.8 to 0.9 points"; or empty."""
+    bounds = words.bounds(m)
+    return f", tested {bounds}" if bounds else ""
+
+
 def asked(m: Measurement) -> str:
     """What it was held to: "limit ≥ 60 % for the whole interval"."""
+    if m.limit is not None and m.limit.by == "noninferiority":
+        return words.rates(m)
     whole_interval = m.limit is not None and m.limit.by == "interval"
     return f"limit {words.bound(m)}" + (" for the whole interval" if whole_interval else "")
 
 
 def explain(m: Measurement) -> str:
     """One sentence on a judged number: what was measured, what was asked for, and why."""
-    text = f"{measured(m)}, {asked(m)}"
+    text = f"{measured(m)}{tested(m)}, {asked(m)}"
     if m.outcome == "inconclusive":
         text += f"; undecided: {words.why_undecided(m)}"
     return f"{text}." + (f" {words.one_line(m.limit.why)}" if m.limit and m.limit.why else "")
@@ -198,6 +211,7 @@ COLUMNS = (
     ("heterogeneous_map", "mAP"),
     ("cosine_worst", "Worst cosine"),
     ("query_negative_flip_rate", "Negative flips"),
+    ("device_inferences", "Queries run"),
     ("size", "Size"),
     ("latency_p50", "Latency p50"),
     ("latency_p90", "Latency p90"),

@@ -51,6 +51,8 @@ WORDS = {
     "cosine_p1": Word("Cosine to PyTorch, 1st percentile", "cosine"),
     "cosine_median": Word("Cosine to PyTorch, median", "cosine"),
     "neighbour_overlap_at_10": Word("First 10 neighbours kept", "percent"),
+    "device_inferences": Word("Queries run on the device until the verdict was certain", "count"),
+    "device_inferences_saved": Word("Queries that did not have to be run", "count"),
     "size": Word("File size"),
     "load_time": Word("Load time"),
     "first_latency": Word("First embedding after loading"),
@@ -198,7 +200,56 @@ def why_undecided(m: Measurement) -> str:
     limit: Limit | None = m.limit
     if limit is not None and m.n is not None and m.n < limit.min_n:
         return f"{m.n} observations, {limit.min_n} asked for"
+    if m.decision is not None:
+        return _more(m)
     return "the limit lies inside the 95 % interval"
+
+
+def _more(m: Measurement) -> str:
+    """How much more would decide."""
+    decision = m.decision
+    if decision is None or decision.more_queries is None or decision.more_classes is None:
+        if m.evidence is not None and m.evidence.design == "sequence":
+            return "asking stopped when an earlier limit was decided; check again with this one"
+        return "the loss is too close to the margin for any number of queries in reach"
+    queries = count(_rounded(decision.more_queries), "more query", "more queries")
+    classes = count(_rounded(decision.more_classes), "more class", "more classes")
+    return f"about {queries} would decide, of about {classes}"
+
+
+def _rounded(n: int) -> int:
+    """To two digits, upwards: more would be a pretence."""
+    step = int(10 ** max(0, len(str(n)) - 2))
+    return -(-n // step) * step
+
+
+def rates(m: Measurement) -> str:
+    """The margin and error rates of a test: "margin 2 points (alpha 5 %, beta 5 %)"."""
+    limit = m.limit
+    if limit is None or limit.at_most is None:
+        return ""
+    margin = _with_unit(f"{_scaled(limit.at_most, _kind(m)):g}", unit(m))
+    return f"margin {margin} (alpha {100 * limit.alpha:g} %, beta {100 * limit.beta:g} %)"
+
+
+def bounds(m: Measurement) -> str:
+    """The one-sided bounds of a test, "-0.75 to 0.85 points"; empty if there was none."""
+    if m.decision is None:
+        return ""
+    low, high = (_bound_text(m, end) for end in (m.decision.low, m.decision.high))
+    return _with_unit(f"{low} to {high}", unit(m))
+
+
+def _bound_text(m: Measurement, end: float) -> str:
+    """A bound with as many digits as show on which side of the margin it lies."""
+    kind, margin = _kind(m), m.limit.at_most if m.limit and m.limit.at_most is not None else 0.0
+    for extra in range(1, 9):
+        text = _written(end, kind, extra)
+        seen = float(text)
+        edge = _scaled(margin, kind)
+        if (seen < edge) == (end < margin) and (seen > edge) == (end > margin):
+            return text
+    return _written(end, kind, 8)
 
 
 def count(n: int, thing: str, things: str = "") -> str:

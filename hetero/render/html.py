@@ -124,7 +124,7 @@ def _problems(report: Report, name: Namer) -> list[_Problem]:
     grouped: dict[tuple[str, str, str, str], list[tuple[str, str]]] = {}
     for m in _view.problems(report):
         why = m.limit.why if m.limit else ""
-        text = _view.measured(m)
+        text = _view.measured(m) + _view.tested(m)
         if m.outcome == "inconclusive":
             text += f"; {_words.why_undecided(m)}"
         key = (m.outcome, _words.word(m.name).label, _view.asked(m), why)
@@ -206,6 +206,8 @@ def _detail(m: Measurement) -> dict[str, str]:
         "value": _words.number(m),
         "interval": _words.interval(m),
         "limit": _words.bound(m),
+        "rates": _words.rates(m) if m.decision else "",
+        "bounds": _words.bounds(m),
         "why": m.limit.why if m.limit else "",
         "outcome": m.outcome,
         "n": "" if m.n is None else str(m.n),

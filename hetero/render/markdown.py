@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from hetero.render import _verdict, _view, _words
-from hetero.report import Report
+from hetero.report import Measurement, Report
 
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "unjudged": ""}
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -28,7 +29,8 @@ def render(report: Report) -> str:
     ]
     for title, part in (
         ("", _table(report)),
-        ("Failed or undecided", _problems(report)),
+        ("Failed or undecided", _judged(report, _view.problems(report))),
+        ("Passed with declared error rates", _judged(report, _view.passed_tests(report))),
         ("Not executed", _not_run(report)),
         ("Measured on", _facts(report)),
     ):
@@ -60,12 +62,12 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _problems(report: Report) -> list[str]:
+def _judged(report: Report, measurements: Iterable[Measurement]) -> list[str]:
     name = _view.namer(report)
     return [
         f"- {_SIGNS[m.outcome]} **{escaped(_words.word(m.name).label)}**, "
         f"{escaped(name(m.device, m.format, m.precision))}: {escaped(_view.explain(m))}"
-        for m in _view.problems(report)
+        for m in measurements
     ]
 
 

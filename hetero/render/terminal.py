@@ -25,6 +25,7 @@ _SHORT = {
     "heterogeneous_map": "mAP",
     "size": "size",
     "latency_p99": "p99",
+    "device_inferences": "run",
     "query_negative_flip_rate": "neg. flips",
     "cosine_worst": "worst cos.",
     "latency_p50": "p50",
@@ -139,6 +140,9 @@ def _remarks(report: Report, name: Callable[[str, str, str], str]) -> list[str]:
     for m in _view.problems(report):
         at = name(m.device, m.format, m.precision)
         lines.append(_words.one_line(f"{m.outcome}: {at}: {m.name}: {_view.explain(m)}"))
+    for m in _view.passed_tests(report):
+        at = name(m.device, m.format, m.precision)
+        lines.append(_words.one_line(f"tested: {at}: {m.name}: {_view.explain(m)}"))
     for x in report.not_run:
         at = name(x.device, x.format, x.precision)
         lines.append(_words.one_line(f"not run: {at}: {x.reason}"))

@@ -24,6 +24,7 @@ from hetero.retrieval import pairwise_cosine
 from hetero.stages.embedding import embed
 from hetero.stages.inspecting import version
 from hetero.stages.running import CheckOptions, Ran, chosen, not_run, publish, run_files
+from hetero.stages.stopping import with_evidence
 
 
 def check(
@@ -77,7 +78,12 @@ def check(
     with reporter.bar("judge", len(runs)) as bar:
         for run in runs:
             held = reference if run.whole else reference.only(run.vectors.ids)
-            found = measuring.file(held, run.place, run.vectors)
+            found = with_evidence(
+                measuring.file(held, run.place, run.vectors),
+                run.asked,
+                run.place,
+                len(job.query_ids),
+            )
             measured += [*found, *run.measured]
             key = f"{run.place.device}|{run.place.format}|{run.place.precision}"
             if run.latency_ms is not None and len(run.latency_ms):
@@ -111,7 +117,7 @@ def judge_again(folder: Path, limits: Path | None) -> Report:
     if limits is not None:
         plain: list[Measurement] = []
         for m in report.measurements:
-            bare = replace(m, limit=None, outcome="unjudged")
+            bare = replace(m, limit=None, decision=None, outcome="unjudged")
             if bare not in plain:
                 plain.append(bare)
         report = replace(report, measurements=tuple(plain)).judged_by(load_limits(limits))

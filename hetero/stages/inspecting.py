@@ -55,6 +55,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "space": bundle.space.id,
         "dim": m.model.dim,
         "backbone": m.model.backbone,
+        "map": m.model.map.name if m.model.map else "",
         "parameters": m.model.parameters,
         "macs": m.model.macs,
         "preprocess": m.preprocess,

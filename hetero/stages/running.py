@@ -17,6 +17,7 @@ from hetero.errors import ConfigError
 from hetero.progress import Reporter
 from hetero.report import REFERENCE, Measurement, NotRun, Report, load_limits
 from hetero.space import Embeddings
+from hetero.stages.stopping import Asked, judged_limits, until_certain
 
 #: Queries given to a reference execution (an interpreter is slow and its times mean nothing).
 REFERENCE_QUERIES = 1000
@@ -33,6 +34,7 @@ class CheckOptions:
         threads: Of the runtime on the device.
         formats, precisions: Only these exported files; empty for all.
         resume: Take over device runs that are already on disk and still fit.
+        sequential: Ask a device only until the verdict is certain: see `hetero.sequential`.
         command: For the record.
     """
 
@@ -43,6 +45,7 @@ class CheckOptions:
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     resume: bool = False
+    sequential: bool = False
     command: str = ""
 
 
@@ -57,6 +60,7 @@ class Ran:
     measured: tuple[Measurement, ...]
     latency_ms: Float32[np.ndarray, " m"] | None
     facts: Mapping[str, str]
+    asked: Asked | None = None
 
 
 def plan_for(thorough: str, threads: int) -> Any:
@@ -133,26 +137,43 @@ def _on_device(
 ) -> Ran:
     from hetero import devices
 
-    ids = reference.task.ids
-    embedder = devices.DeviceEmbedder(
-        device,
-        query,
-        item,
-        folder=output / "runs",
-        plan=plan_for(options.thorough, options.threads),
-        resume=options.resume,
-    )
-    vectors = embedder.embed(ids, np.stack([pictures[i] for i in ids]))
-    result = embedder.result
+    def embedder(plan: Any) -> devices.DeviceEmbedder:
+        return devices.DeviceEmbedder(
+            device, query, item, folder=output / "runs", plan=plan, resume=options.resume
+        )
+
+    timed = embedder(plan_for(options.thorough, options.threads))
+    # Only the first chunk of a stopped run is warmed up and measures latency.
+    untimed = embedder(devices.Plan(0, 0.0, 0, 0.0, threads=options.threads))
+
+    def ask(ids: Sequence[str], timing: bool) -> Embeddings:
+        pixels = np.stack([pictures[i] for i in ids])
+        return (timed if timing else untimed).embed(tuple(ids), pixels)
+
     place = Place(device.name, item.kind, item.precision)
+    limits = judged_limits(load_limits(options.limits), place) if options.sequential else ()
+    if limits:
+        asked = until_certain(
+            reference,
+            limits,
+            ask,
+            output / "sequential" / f"{device.name}-{item.kind}-{item.precision}",
+            {"file": item.sha256, "space": query.space.digest, "reference": query.digest},
+            resume=options.resume,
+        )
+        vectors, whole = asked.vectors, asked.whole
+    else:
+        asked, vectors, whole = None, ask(reference.task.ids, True), True
+    result = timed.result
     return Ran(
         place,
         item,
         vectors,
-        True,
+        whole,
         tuple(performance(place, item, result)),
         (result.latency_ns / 1e6).astype(np.float32),
         {**result.facts, "execution": device.execution},
+        asked,
     )
 
 

@@ -1,0 +1,1 @@
+"""Acceptance: does each claim of the papers hold in this implementation?"""

@@ -1,0 +1,1 @@
+"""Collections for benchmarks: sources named by dotted path, which the product knows nothing of."""

@@ -1,0 +1,278 @@
+"""docs/results.md and its pictures, made from the files in benchmarks/results/."""
+
+# Lines of a Markdown table cannot be broken.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.acceptance.rules import judge
+from benchmarks.lab import RESULTS
+
+PAGE = Path("docs/results.md")
+
+HEAD = """# Results
+
+Every table here is made from raw files in `benchmarks/results/` by `python -m benchmarks.tables`; none is typed. Scores are on classes
+that no model was trained on. mAP and Recall@1 in percent.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for size in ("full", "quick"):
+        path = RESULTS / f"acceptance-{size}.json"
+        if path.exists():
+            parts.append(_acceptance(json.loads(path.read_text())))
+    for path in sorted(RESULTS.glob("tradeoff-*.json")):
+        parts.append(_tradeoff(path.stem.removeprefix("tradeoff-"), json.loads(path.read_text())))
+    for name, section in (("throughput", _throughput), ("tuning", _tuning)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts.append(section(json.loads(path.read_text())))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def pictures() -> dict[Path, str]:
+    """Path to SVG text of every picture on the page."""
+    return {
+        Path(f"docs/img/{path.stem}.svg"): _curve(json.loads(path.read_text()))
+        for path in sorted(RESULTS.glob("tradeoff-*.json"))
+    }
+
+
+# -- the claims of the papers -----------------------------------------------------------------------
+
+
+def _acceptance(raw: dict[str, Any]) -> str:
+    size, seeds = raw["size"], raw["seeds"]
+    outcomes = judge(seeds)
+    held = sum(o.passed for o in outcomes)
+    lines = [
+        f"## The papers' claims, {size['name']}: {held} of {len(outcomes)} hold",
+        "",
+        f"`{raw['command']}`: {raw['data']}, {size['keep']:.0%} of the training classes, gallery model "
+        f"`{size['gallery']}` ({size['gallery_epochs']} epochs), query models `mobilenet:width=0.5` "
+        f"({size['query_epochs']} epochs, {size['views']} stored views), seeds "
+        f"{', '.join(str(s['seed']) for s in seeds)}, {raw['wall_s'] / 60:.0f} minutes on "
+        f"{raw['machine']['cpus']} shared cores where nothing was cached.",
+        "",
+        "| | claim | rule | seen | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | {'holds' if o.passed else '**does not**'} |"
+        for o in outcomes
+    ]
+    lines += ["", "Means over seeds behind it, mAP:", ""]
+    lines += ["| query model | in the gallery's index | in its own index |", "| --- | --- | --- |"]
+    names = [n for n in seeds[0]["jobs"] if "heterogeneous" in _only(seeds[0]["jobs"][n], n)]
+    for name in ["gallery", *names]:
+        cells = []
+        for corner in ("heterogeneous", "own"):
+            found = [
+                100 * _only(s["jobs"][name], name)[corner]["map"]
+                for s in seeds
+                if corner in _only(s["jobs"][name], name)
+            ]
+            cells.append(f"{sum(found) / len(found):.1f}" if found else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rotated = sum(100 * s["procrustes"]["map"] for s in seeds) / len(seeds)
+    lines.append(f"| independent, rotated by Procrustes | {rotated:.1f} | |")
+    return "\n".join([*lines, ""])
+
+
+def _only(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The scores of a job with one bundle; of one with several, nothing."""
+    found: dict[str, Any] = record["scores"].get(name, {})
+    return found
+
+
+# -- cost against accuracy --------------------------------------------------------------------------
+
+
+def _points(raw: dict[str, Any]) -> list[tuple[int, str, dict[str, Any], dict[str, Any]]]:
+    """Times fewer MACs, backbone, query job and the job of the same model alone."""
+    jobs = raw["jobs"]
+    out = []
+    for name, record in jobs.items():
+        if name.startswith("query-"):
+            less = int(name.removeprefix("query-").removesuffix("x"))
+            out.append((less, record["job"]["backbone"], record, jobs[f"alone-{less}x"]))
+    return sorted(out, key=lambda x: x[0])
+
+
+def _cell(record: dict[str, Any], corner: str) -> str:
+    (scores,) = record["scores"].values()
+    if corner not in scores:
+        return ""
+    return f"{100 * scores[corner]['recall_at_1']:.1f} / {100 * scores[corner]['map']:.1f}"
+
+
+def _tradeoff(name: str, raw: dict[str, Any]) -> str:
+    gallery = raw["jobs"]["gallery"]
+    macs = gallery["macs"][0]
+    paragon = gallery["scores"]["gallery"]["own"]
+    lines = [
+        f"## Query cost against accuracy: {name}",
+        "",
+        f"`{raw['command']}`, seed {raw['seed']}: gallery model `{gallery['job']['backbone']}`, "
+        f"{macs / 1e6:.1f} MMAC, {gallery['parameters'][0]:,} parameters; method {raw['method']}. "
+        f"Recall@1 / mAP. The paragon, the gallery model on both sides, has "
+        f"{100 * paragon['recall_at_1']:.1f} / {100 * paragon['map']:.1f}.",
+        "",
+        f"![cost against accuracy](img/tradeoff-{name}.svg)",
+        "",
+        "| at most | query model | MACs, times fewer | trained, CPU minutes | **in the gallery's index** | "
+        "gap to the paragon | distilled, in its own index | trained alone, in its own index |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for less, backbone, record, alone in _points(raw):
+        (scores,) = record["scores"].values()
+        gap = [100 * (paragon[k] - scores["heterogeneous"][k]) for k in ("recall_at_1", "map")]
+        lines.append(
+            f"| 1/{less} | `{backbone}` | {macs / record['macs'][0]:.0f} | {record['cpu_s'] / 60:.1f} "
+            f"| **{_cell(record, 'heterogeneous')}** | {gap[0]:.1f} / {gap[1]:.1f} "
+            f"| {_cell(record, 'own')} | {_cell(alone, 'own')} |"
+        )
+    jobs = raw["jobs"]
+    rivals = {
+        n.removeprefix("rival-"): r
+        for n, r in jobs.items()
+        if n.startswith("rival-") or n == "ours"
+    }
+    if rivals:
+        of = next(iter(rivals.values()))["job"]
+        lines += [
+            "",
+            f"Methods at equal budget: `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the "
+            "same order of pictures.",
+            "",
+            "| method | in the gallery's index | in its own index |",
+            "| --- | --- | --- |",
+        ]
+        order = sorted(
+            rivals.items(),
+            key=lambda x: -next(iter(x[1]["scores"].values()))["heterogeneous"]["map"],
+        )
+        for method, record in order:
+            label = f"**{raw['method']}**" if method == "ours" else method
+            lines.append(f"| {label} | {_cell(record, 'heterogeneous')} | {_cell(record, 'own')} |")
+    pushed = {
+        n.removeprefix("push-").replace("-", " "): r
+        for n, r in jobs.items()
+        if n.startswith("push-")
+    }
+    if pushed:
+        base = jobs["ours"]
+        lines += [
+            "",
+            f"What else could be done, one change at a time from {raw['method']} above:",
+            "",
+            "| change | in the gallery's index | bought, points | CPU time, times as much |",
+            "| --- | --- | --- | --- |",
+        ]
+        (was,) = base["scores"].values()
+        for name_of, record in pushed.items():
+            (now,) = record["scores"].values()
+            bought = " / ".join(
+                f"{100 * (now['heterogeneous'][k] - was['heterogeneous'][k]):+.1f}"
+                for k in ("recall_at_1", "map")
+            )
+            lines.append(
+                f"| {name_of} | {_cell(record, 'heterogeneous')} | {bought} "
+                f"| {record['cpu_s'] / base['cpu_s']:.1f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def _curve(raw: dict[str, Any]) -> str:
+    """SVG of accuracy over cost."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    macs = raw["jobs"]["gallery"]["macs"][0]
+    paragon = raw["jobs"]["gallery"]["scores"]["gallery"]["own"]
+    style = {"svg.hashsalt": "hetero", "svg.fonttype": "none", "font.size": 9}
+    with mpl.rc_context(style):
+        figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+        for axis, (metric, label) in zip(
+            axes, (("recall_at_1", "Recall@1, %"), ("map", "mAP, %")), strict=True
+        ):
+            points = _points(raw)
+            cost = [macs / record["macs"][0] for _, _, record, _ in points]
+            for at, corner, mark, words in (
+                (2, "heterogeneous", "o-", "query model in the gallery's index"),
+                (2, "own", "s--", "the same, in its own index"),
+                (3, "own", "^:", "trained alone, in its own index"),
+            ):
+                values = [
+                    100 * next(iter(p[at]["scores"].values()))[corner][metric]  # type: ignore[index]
+                    for p in points
+                ]
+                axis.plot(cost, values, mark, label=words)
+            axis.axhline(100 * paragon[metric], color="black", lw=0.8, label="paragon")
+            axis.set_xscale("log")
+            axis.set_xticks(cost, [f"1/{c:.0f}" for c in cost])
+            axis.minorticks_off()
+            axis.set_xlabel("query model's MACs, share of the gallery model's")
+            axis.set_ylabel(label)
+        axes[0].legend(fontsize=7)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return out.getvalue()
+
+
+# -- speed and settings -----------------------------------------------------------------------------
+
+
+def _throughput(raw: dict[str, Any]) -> str:
+    lines = [
+        "## Training with stored gallery vectors",
+        "",
+        f"`{raw['command']}`: the same query model, views and loss; the usual loop runs the gallery model for each "
+        "batch. Side by side in one run, median of five.",
+        "",
+        "| gallery model | query model | gallery's MACs over the query's | pictures per second, stored over usual | "
+        "a stored view is paid back after |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{r['gallery']}` | `{r['query']}` | {r['gallery_macs'] / r['query_macs']:.0f} "
+        f"| {r['ratio_median']:.1f} | {r['view_paid_back_after_epochs']:.1f} epochs |"
+        for r in raw["results"]
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _tuning(raw: dict[str, Any]) -> str:
+    best: dict[str, list[dict[str, Any]]] = {}
+    for trial in raw["trials"]:
+        best.setdefault(trial["method"], []).append(trial)
+    lines = [
+        "## The study behind the defaults",
+        "",
+        f"`{raw['command']}`: {raw['data']}, seed {raw['seed']}, {raw['epochs']} epochs a trial, scored on validation "
+        "classes only. Differences below a point are noise.",
+        "",
+        "| method | trials | mAP with the defaults of then | best mAP | with |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, trials in sorted(best.items(), key=lambda x: -max(t["map"] for t in x[1])):
+        top = max(trials, key=lambda t: t["map"])
+        settings = ", ".join(
+            f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in top["settings"].items()
+        )
+        lines.append(
+            f"| {method} | {len(trials)} | {100 * trials[0]['map']:.1f} | {100 * top['map']:.1f} | {settings} |"
+        )
+    return "\n".join([*lines, ""])

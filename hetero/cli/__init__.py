@@ -1,0 +1,91 @@
+"""The command line: ``hetero COMMAND``.
+
+Results go to standard output, everything else to standard error.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+
+import typer
+
+from hetero.cli import adopt, align, bundles, check, demo, machines, train
+from hetero.errors import HeteroError, StorageError
+
+app = typer.Typer(
+    name="hetero",
+    help="Edge-cloud visual search: small query models, one big gallery model, one space.\n\n"
+    "Exit codes: 0 pass, 1 gate failed, 2 usage or configuration, 3 inconclusive, "
+    "4 device or infrastructure, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    demo.demo,
+    adopt.adopt,
+    align.align,
+    bundles.embed,
+    bundles.export,
+    check.check,
+    check.bench,
+    check.report,
+    machines.devices,
+    machines.doctor,
+    bundles.inspect,
+):
+    app.command()(command)
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Run the command line and exit; every error is one line and has its exit code."""
+    # Threads that wait for each other spin for a moment only. Sleeping at once halves the speed of
+    # small models; spinning as long as GNU OpenMP does by default halves it on a shared machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # What Pillow has to say of odd files is said by us, once, in the list of skipped files.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except HeteroError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is saved", 130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        _debug()
+        _fail(f"{where}{error.strerror or error}", StorageError.exit_code if full else 2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command-line parser
+            _fail(error.format_message(), getattr(error, "exit_code", 2))
+        if type(error).__name__ == "Abort":
+            _fail("interrupted", 130)
+        _debug()
+        _fail(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "
+            "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it",
+            4,
+        )
+
+
+def _debug() -> None:
+    if os.environ.get("HETERO_DEBUG"):
+        traceback.print_exc()
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"hetero: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,115 @@
+"""What the commands share: reading arguments, printing results, exiting with a verdict."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hetero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hetero.bundle import Bundle
+    from hetero.progress import Reporter
+    from hetero.report import Report
+
+
+def reporter(quiet: bool) -> Reporter:
+    """What shows progress on standard error, or nothing."""
+    from hetero.progress import Reporter
+
+    return Reporter(quiet)
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return shlex.join(["hetero", *sys.argv[1:]])
+
+
+def say(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print a result on standard output, as JSON or as text."""
+    print(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def settings(pairs: list[str] | None) -> dict[str, str]:
+    """What ``--set KEY=VALUE`` says, as a dictionary.
+
+    Raises:
+        ConfigError: A pair without a key or without "=".
+    """
+    out = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {pair!r}: write KEY=VALUE")
+        out[key] = value
+    return out
+
+
+def load_bundle(root: Path, role: str = "") -> Bundle:
+    """The bundle in a folder, of this role where one is asked for.
+
+    Raises:
+        BundleError: See `hetero.bundle.Bundle.load`.
+        ConfigError: It has the other role.
+    """
+    from hetero.bundle import Bundle
+
+    bundle = Bundle.load(root)
+    if role and bundle.role != role:
+        raise ConfigError(f"{root}: a {bundle.role} bundle, where a {role} bundle is needed")
+    return bundle
+
+
+def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: bool = True) -> None:
+    """Show a report and exit with its verdict's code, or with 0 where nothing was to be judged."""
+    from rich.console import Console
+
+    from hetero.render import terminal
+    from hetero.report import EXIT_CODES
+
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+    else:
+        terminal.show(report, Console(highlight=False))
+        if not quiet:
+            print(f"report: {output / 'report.html'}")
+    raise typer.Exit(EXIT_CODES[report.verdict] if judged else 0)
+
+
+def show_bundle(bundle: Bundle, as_json: bool) -> None:
+    """Print what a finished bundle is."""
+    say(as_json, _facts(bundle), _line(bundle))
+
+
+def show_bundles(bundles: Sequence[Bundle], as_json: bool) -> None:
+    """Print what several finished bundles are."""
+    value = {"bundles": [_facts(b) for b in bundles]}
+    say(as_json, value, "\n".join(_line(b) for b in bundles))
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    m = bundle.manifest
+    return {
+        "bundle": str(bundle.root),
+        "role": m.role,
+        "space": bundle.space.id,
+        "dim": m.model.dim,
+        "backbone": m.model.backbone,
+        "parameters": m.model.parameters,
+        "macs": m.model.macs,
+        "files": [f.path for f in m.files],
+    }
+
+
+def _line(bundle: Bundle) -> str:
+    m = bundle.manifest
+    return (
+        f"{m.role} bundle {bundle.root}: {m.model.backbone}, {m.model.parameters:,} parameters, "
+        f"{m.model.macs / 1e6:.2f} MMAC, space {bundle.space.id}"
+    )

@@ -1,0 +1,55 @@
+"""The options that several commands share, each with its help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Length(StrEnum):
+    """How long to measure latency."""
+
+    quick = "quick"
+    normal = "normal"
+    long = "long"
+
+
+class SplitName(StrEnum):
+    """Which pictures of a collection."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+    all = "all"
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", "-d", help="Pictures: emoji, a folder of class folders, or a .csv/.parquet list."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Seed = Annotated[
+    int, typer.Option(help="Of weights, order and augmentation; equal seeds repeat bit for bit.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]
+Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", help="local, local:threads=2, ... Repeatable.")
+]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", "-f", help="onnx, tflite, coreml. Repeatable.")
+]
+Precisions = Annotated[
+    list[str] | None, typer.Option("--precision", "-p", help="fp32, fp16, int8. Repeatable.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime on the device.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the method or map, KEY=VALUE.")
+]

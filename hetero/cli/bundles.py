@@ -1,0 +1,87 @@
+"""What is done with a bundle: embed pictures, export model files, look inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hetero.cli._helpers import load_bundle, reporter, say
+from hetero.cli._options import Data, Formats, Json, Output, Precisions, Quiet, Resume, SplitName
+
+
+def embed(
+    bundle: Annotated[Path, typer.Argument(help="Any bundle.")],
+    data: Data = "",
+    split: Annotated[SplitName, typer.Option(help="Which pictures.")] = SplitName.all,
+    output: Output = Path("embeddings.safetensors"),
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the PyTorch vectors of a collection, stamped with their space."""
+    from hetero.stages import embedding
+
+    made = load_bundle(bundle)
+    images = embedding.load_images(data, made)
+    chosen = None if split is SplitName.all else split.value
+    vectors = embedding.embed_split(made, images, chosen, output, reporter(quiet))  # type: ignore[arg-type]
+    value = {
+        "file": str(output),
+        "rows": len(vectors),
+        "space": vectors.space.id,
+        "skipped": len(images.skipped),
+    }
+    say(json_, value, f"{output}: {len(vectors)} vectors of space {vectors.space.id}")
+
+
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Any bundle.")],
+    format: Formats = None,
+    precision: Precisions = None,
+    data: Data = "",
+    no_bake: Annotated[
+        bool, typer.Option("--no-bake", help="Leave preprocessing outside: float32 NCHW in.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Fixed batch; without it any number where possible.")
+    ] = None,
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write model files into a bundle; done only when they agree with PyTorch on the probe."""
+    from hetero import export as formats
+    from hetero.stages import embedding, exporting
+
+    made = load_bundle(bundle)
+    precisions = precision or list(formats.PRECISIONS)
+    done = exporting.export_all(
+        made,
+        format or list(formats.formats()),
+        precisions,
+        images=embedding.load_images(data, made) if "int8" in precisions else None,
+        bake=not no_bake,
+        batch=batch,
+        resume=resume,
+        reporter=reporter(quiet),
+    )
+    lines = [
+        f"{done.path(f)}: {f.size_bytes / 2**20:.2f} MiB, worst cosine to PyTorch "
+        f"{f.facts.get('cosine_worst', float('nan')):.6f}"
+        for f in done.exported()
+    ]
+    say(json_, {"files": [f.model_dump(mode="json") for f in done.exported()]}, "\n".join(lines))
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, a model file, embeddings, or a report folder.")
+    ],
+    json_: Json = False,
+) -> None:
+    """Show what a bundle or file is: space, role, hashes, metadata; every hash is checked."""
+    from hetero.stages import inspecting
+
+    value = inspecting.inspect(path)
+    say(json_, value, "\n".join(f"{k}: {v}" for k, v in value.items()))

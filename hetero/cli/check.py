@@ -1,0 +1,115 @@
+"""Measuring exported files on devices, and the reports of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hetero.cli._helpers import command_line, finish, load_bundle, reporter
+from hetero.cli._options import (
+    Data,
+    Devices,
+    Formats,
+    Json,
+    Length,
+    Limits,
+    Output,
+    Precisions,
+    Quiet,
+    Resume,
+    Threads,
+)
+
+
+def check(
+    query: Annotated[Path, typer.Argument(help="Query bundle with exported files.")],
+    gallery: Annotated[Path, typer.Option(help="Gallery bundle.")],
+    data: Data = "",
+    control: Annotated[
+        Path | None,
+        typer.Option(help="Bundle of an independently trained model of the query's size."),
+    ] = None,
+    device: Devices = None,
+    format: Formats = None,
+    precision: Precisions = None,
+    output: Output = Path("runs/check"),
+    limits: Limits = None,
+    length: Annotated[Length, typer.Option(help="Of the latency measurement.")] = Length.normal,
+    threads: Threads = 1,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential", help="Ask devices only until every noninferiority limit is certain."
+        ),
+    ] = False,
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the exported files on devices, search the gallery's index, and give a verdict."""
+    from hetero.stages import checking, embedding, running
+
+    candidate = load_bundle(query)
+    options = running.CheckOptions(
+        devices=tuple(device or ["local"]),
+        limits=limits,
+        thorough=length.value,
+        threads=threads,
+        formats=tuple(format or ()),
+        precisions=tuple(precision or ()),
+        resume=resume,
+        sequential=sequential,
+        command=command_line(),
+    )
+    report = checking.check(
+        candidate,
+        load_bundle(gallery, "gallery"),
+        embedding.load_images(data, candidate),
+        output,
+        options,
+        control=load_bundle(control) if control else None,
+        reporter=reporter(quiet),
+    )
+    finish(report, output, json_, quiet)
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Bundle with exported files.")],
+    device: Devices = None,
+    format: Formats = None,
+    precision: Precisions = None,
+    output: Output = Path("runs/bench"),
+    length: Annotated[Length, typer.Option(help="Of the measurement.")] = Length.normal,
+    threads: Threads = 1,
+    limits: Limits = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure load time, latency and memory of exported files on devices; every run is kept."""
+    from hetero.stages import running
+
+    options = running.CheckOptions(
+        devices=tuple(device or ["local"]),
+        limits=limits,
+        thorough=length.value,
+        threads=threads,
+        formats=tuple(format or ()),
+        precisions=tuple(precision or ()),
+        command=command_line(),
+    )
+    report = running.bench(load_bundle(bundle), output, options, reporter=reporter(quiet))
+    finish(report, output, json_, quiet, judged=limits is not None)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder with a report.json.")],
+    limits: Limits = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a stored report again, judged by other limits if you like; nothing is run."""
+    from hetero.stages import checking
+
+    finish(checking.judge_again(folder, limits), folder, json_, quiet)

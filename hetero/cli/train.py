@@ -1,0 +1,153 @@
+"""Training: a gallery model, or a query model into its space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from hetero.cli._helpers import load_bundle, reporter, settings, show_bundle, show_bundles
+from hetero.cli._options import Data, Json, Output, Quiet, Resume, Seed, Set
+from hetero.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Train a gallery model, or a query model into its space."
+)
+
+
+@app.command()
+def gallery(
+    data: Data = "emoji",
+    output: Output = Path("runs/gallery"),
+    backbone: Annotated[
+        str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")
+    ] = "resnet:width=16",
+    dim: Annotated[int, typer.Option(help="Length of the embedding.")] = 128,
+    size: Annotated[
+        int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
+    ] = 0,
+    head: Annotated[str, typer.Option(help="cosine, arcface or plain")] = "cosine",
+    epochs: Annotated[int, typer.Option()] = 30,
+    batch: Annotated[int, typer.Option()] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Seed = 0,
+    resume: Resume = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train on at chance level.")
+    ] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a gallery model by classification; its weights define a new space."""
+    from hetero import models
+    from hetero.fit import Settings
+    from hetero.heads import Margin
+    from hetero.preprocess import Preprocess
+    from hetero.stages import embedding
+    from hetero.train import GalleryRecipe, train_gallery
+
+    if head not in get_args(Margin):
+        raise ConfigError(f"--head {head!r}: there are {', '.join(get_args(Margin))}")
+    known = models.pretrained_preprocess(backbone) or Preprocess(32)
+    bundle = train_gallery(
+        embedding.load_images(data),
+        GalleryRecipe(backbone, dim, cast(Margin, head)),
+        replace(known, size_px=size) if size else known,
+        Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
+        output,
+        resume=resume,
+        reporter=reporter(quiet),
+    )
+    show_bundle(bundle, json_)
+
+
+@app.command()
+def query(
+    gallery: Annotated[Path, typer.Argument(help="Bundle of the gallery model.")],
+    data: Data = "",
+    output: Output = Path("runs/query"),
+    backbone: Annotated[
+        str, typer.Option(help="mobilenet:width=0.5, timm:NAME, package.module:function")
+    ] = "mobilenet:width=0.5",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto, regression, csd, d3still, ssp, raml, aml, bct, ..., several joined by +, "
+            "or a dotted path of your own."
+        ),
+    ] = "auto",
+    set_: Set = None,
+    views: Annotated[
+        int, typer.Option(min=0, help="Augmented views the gallery model embeds beforehand.")
+    ] = 8,
+    mix: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of views blended with another picture.")
+    ] = 0.0,
+    dim: Annotated[
+        int,
+        typer.Option(min=0, help="Numbers the device sends, lifted to the gallery's; 0: as it."),
+    ] = 0,
+    widths: Annotated[
+        str, typer.Option(help="Several widths in one training: 0.25,0.5,1. One bundle each.")
+    ] = "",
+    vectors: Annotated[
+        Path | None, typer.Option(help="Keep the gallery's vectors here, for other runs.")
+    ] = None,
+    epochs: Annotated[int, typer.Option()] = 40,
+    batch: Annotated[int, typer.Option()] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Seed = 0,
+    resume: Resume = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train on at chance level.")
+    ] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a query model into a gallery bundle's space; labels are not needed."""
+    from hetero import methods
+    from hetero.augment import Augment
+    from hetero.fit import Settings
+    from hetero.stages import embedding
+    from hetero.train import QueryRecipe, train_query, train_widths
+
+    parent = load_bundle(gallery, "gallery")
+    images = embedding.load_images(data, parent)
+    say = reporter(quiet)
+    if method == "auto":
+        choice = methods.choose(len(images.rows("train")))
+        say.line(f"method {choice.method}: {choice.reason}")
+        method = choice.method
+    recipe = QueryRecipe(backbone, method, settings(set_), views, dim)
+    how = Settings(
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        keep_going=keep_going,
+        augment=Augment(mix=mix),
+    )
+    if widths:
+        try:
+            wanted = [float(part) for part in widths.split(",")]
+        except ValueError:
+            raise ConfigError(f"--widths {widths!r}: write numbers, such as 0.25,0.5,1") from None
+        made = train_widths(
+            parent,
+            images,
+            recipe,
+            wanted,
+            how,
+            output,
+            vectors=vectors,
+            resume=resume,
+            reporter=say,
+        )
+        show_bundles(made, json_)
+        return
+    bundle = train_query(
+        parent, images, recipe, how, output, vectors=vectors, resume=resume, reporter=say
+    )
+    show_bundle(bundle, json_)

@@ -1,0 +1,16 @@
+"""Training of a gallery model, which fixes a space, and of query models into it."""
+
+from __future__ import annotations
+
+from hetero.train.adopt import adopt_gallery
+from hetero.train.gallery import GalleryRecipe, train_gallery
+from hetero.train.query import QueryRecipe, train_query, train_widths
+
+__all__ = [
+    "GalleryRecipe",
+    "QueryRecipe",
+    "adopt_gallery",
+    "train_gallery",
+    "train_query",
+    "train_widths",
+]

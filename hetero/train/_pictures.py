@@ -1,0 +1,94 @@
+"""What every training looks at: its pictures, their classes, the validation task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from hetero.data import Images
+from hetero.errors import DataError
+from hetero.evaluate import Task, task
+from hetero.fit import Check
+from hetero.metrics import per_query
+from hetero.preprocess import Preprocess
+from hetero.progress import Reporter
+from hetero.space import Embeddings, Space
+
+#: Validation pictures kept in a bundle to recognise the model by.
+PROBES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Training pictures and the validation task; test classes are never looked at.
+
+    Attributes:
+        classes: Sorted names; of unlabelled pictures none.
+        labels: Class number of each training picture, or None.
+        pixels: Training pictures at input size.
+        watch: The validation task.
+        watched: Its pictures.
+    """
+
+    classes: tuple[str, ...]
+    labels: Int64[Tensor, " n"] | None
+    pixels: UInt8[np.ndarray, "n s s 3"]
+    watch: Task
+    watched: UInt8[np.ndarray, "m s s 3"]
+
+    @property
+    def probe_rows(self) -> list[int]:
+        """Evenly over the validation pictures."""
+        count = len(self.watched)
+        return sorted({int(i) for i in np.linspace(0, count - 1, min(PROBES, count))})
+
+
+def gather(images: Images, preprocess: Preprocess, reporter: Reporter) -> Pictures:
+    """The pictures of a training, decoded.
+
+    Raises:
+        DataError: Fewer than two classes (or, unlabelled, pictures) to train on, or no validation.
+    """
+    rows, classes = images.rows("train"), images.classes("train")
+    if len(classes) < 2:
+        raise DataError(
+            f"{images.name}: {len(classes)} training classes of {len(set(images.labels))} in all; "
+            "training needs at least two, and testing two others that training never sees"
+        )
+    labels = None
+    if images.labelled:
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[images.labels[r]] for r in rows])
+    pixels = _pixels(images, rows, preprocess, reporter)
+    watch = task(images, "val")
+    watched = _pixels(images, watch.rows, preprocess, reporter)
+    return Pictures(classes if images.labelled else (), labels, pixels, watch, watched)
+
+
+def _pixels(
+    images: Images, rows: tuple[int, ...], preprocess: Preprocess, reporter: Reporter
+) -> UInt8[np.ndarray, "n s s 3"]:
+    with reporter.bar(f"read {images.name}", len(rows)) as bar:
+        return images.pixels(rows, preprocess, on_row=lambda: bar.advance(1))
+
+
+def score(
+    watch: Task, query: Float32[np.ndarray, "n d"], gallery: Float32[np.ndarray, "n d"]
+) -> Check:
+    """Recall@1 of the validation task, with what it takes to notice a run that cannot end well."""
+    if not np.isfinite(query).all():
+        return Check(0.0, 0.0, math.nan)
+    space = Space("validation", "0" * 64, query.shape[1])
+    mean = query.mean(0)
+    spread = float(1 - mean @ mean)
+    ranks = watch.rank(
+        Embeddings.normalised(space, watch.ids, query, "query model in training"),
+        Embeddings.normalised(space, watch.ids, gallery, "gallery model"),
+    )
+    chance = float(per_query("chance", ranks).mean())
+    return Check(float(per_query("recall", ranks).mean()), chance, spread)

@@ -1,0 +1,87 @@
+"""The gallery model's vectors of all training pictures, embedded once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from hetero._files import canonical_json
+from hetero._processes import processes
+from hetero.augment import View, gather, identity
+from hetero.bundle import Bundle
+from hetero.fit import Settings
+from hetero.progress import Reporter
+
+
+def stored_vectors(
+    folder: Path,
+    gallery: Bundle,
+    gallery_net: nn.Module,
+    pixels: UInt8[np.ndarray, "n s s 3"],
+    tables: list[Tensor],
+    data: str,
+    settings: Settings,
+    reporter: Reporter,
+) -> Float32[np.ndarray, "v n d"]:
+    """The gallery model's vectors of all training pictures and views, memory-mapped from a file.
+
+    The file is named by what the vectors depend on, so several query models, methods or sizes
+    trained with one `folder` share it; view after view is written straight to disk.
+
+    Args:
+        folder: Where the file is, or will be.
+        gallery: Whose vectors.
+        gallery_net: Its net.
+        pixels: Training pictures at input size.
+        tables: The views; none stands for the plain pictures alone.
+        data: Digest of the collection.
+        settings: Seed and augmentation the tables were drawn with.
+        reporter: Shows progress.
+    """
+    key = canonical_json(
+        [gallery.digest, data, len(tables), settings.seed, asdict(settings.augment)]
+    )
+    path = folder / f"gallery-vectors-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    if processes().is_main_process and not path.exists():
+        _embed_views(
+            path, gallery, gallery_net, pixels, tables or [identity(len(pixels))], reporter
+        )
+    processes().wait_for_everyone()
+    stored: Float32[np.ndarray, "v n d"] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return stored
+
+
+@torch.no_grad()
+def _embed_views(
+    path: Path,
+    gallery: Bundle,
+    gallery_net: nn.Module,
+    pixels: UInt8[np.ndarray, "n s s 3"],
+    views: list[Tensor],
+    reporter: Reporter,
+    batch: int = 256,
+) -> None:
+    device = processes().device
+    view = View(gallery.preprocess).to(device)
+    # Runs that share a folder may embed at the same time; the last one to finish is kept.
+    part = path.with_suffix(f".{os.getpid()}.part")
+    shape = (len(views), len(pixels), gallery.space.dim)
+    out: np.memmap[Any, Any] = np.lib.format.open_memmap(part, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
+    with reporter.bar("embed training pictures", len(views) * len(pixels)) as bar:
+        for number, table in enumerate(views):
+            for at in range(0, len(pixels), batch):
+                here = torch.arange(at, min(at + batch, len(pixels)))
+                some = gather(pixels, here, table[here]).to(device)
+                out[number, here.numpy()] = gallery_net(view(some, table[here].to(device))).cpu()
+                bar.advance(len(some))
+    out.flush()
+    del out
+    part.replace(path)

@@ -1,0 +1,151 @@
+"""A finished run as a bundle, and whether a bundle is the run asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hetero import _checkpoint, models
+from hetero._files import canonical_json
+from hetero._processes import processes
+from hetero.bundle import Bundle, Model
+from hetero.data import Images
+from hetero.errors import BundleError
+from hetero.fit import Settings
+from hetero.preprocess import Preprocess
+from hetero.progress import Reporter
+from hetero.space import Space
+from hetero.train._pictures import Pictures
+
+
+def spoken_by_one(reporter: Reporter) -> Reporter:
+    """The reporter in the main process, a silent one in the others."""
+    return reporter if processes().is_main_process else Reporter(quiet=True)
+
+
+def bytes_digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 of the weights file these arrays will make."""
+    from safetensors.numpy import save
+
+    whole = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    return hashlib.sha256(whole).hexdigest()
+
+
+def run_digest(run: Mapping[str, Any], settings: Settings | None) -> str:
+    """SHA-256 of all that a run's result depends on."""
+    text = canonical_json({**run, "settings": settings.identity() if settings else None})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finished(root: Path, run: Mapping[str, Any], settings: Settings) -> Bundle | None:
+    """The bundle in `root` if this very run made it."""
+    with suppress(BundleError):
+        bundle = Bundle.load(root)
+        if bundle.manifest.recipe.get("run") == run_digest(run, settings):
+            return bundle
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of what has a say in the weights."""
+    found = {"python": platform.python_version()}
+    for name in ("hetero", "torch", "numpy", "accelerate"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def write(
+    root: Path,
+    *,
+    run: str,
+    net: models.EmbeddingNet,
+    role: Literal["gallery", "query"],
+    space: Space,
+    backbone: str,
+    preprocess: Preprocess,
+    recipe: Mapping[str, Any],
+    settings: Settings | None,
+    parent: str,
+    images: Images,
+    pictures: Pictures,
+    tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
+) -> Bundle:
+    """The finished bundle, written by the main process alone.
+
+    Args:
+        root: Its folder.
+        run: See `run_digest`.
+        net: The model.
+        role: What it is for.
+        space: Whose space it embeds into.
+        backbone: Its backbone's name.
+        preprocess: Of its pictures.
+        recipe: How it came about.
+        settings: How it was trained, for the recipe.
+        parent: Digest of the gallery bundle whose space it is, or "".
+        images: What it was trained on.
+        pictures: Of them, the probe's.
+        tensors: File name to arrays, weights among them.
+    """
+    if not processes().is_main_process:
+        processes().wait_for_everyone()
+        return Bundle.load(root)
+    net.eval()
+    parameters, macs = models.count(net, preprocess.size_px)
+    flat: dict[str, Any] = {}
+    if settings is not None:
+        flat = {f"train.{k}": v for k, v in asdict(settings).items() if k != "augment"}
+        flat |= {f"augment.{k}": v for k, v in asdict(settings.augment).items()}
+    probe_rows = pictures.probe_rows
+    probes = pictures.watched[probe_rows]
+    bundle = Bundle.create(
+        root,
+        role=role,
+        space=space,
+        model=Model(
+            backbone=backbone,
+            dim=space.dim,
+            inner=net.inner,
+            parameters=parameters,
+            macs=macs,
+            map=net.fitted,
+        ),
+        preprocess=preprocess,
+        recipe={**recipe, **flat, "run": run},
+        parent=parent,
+        data={
+            "source": images.name,
+            "digest": images.digest,
+            "train_pictures": len(images.rows("train")),
+            "train_classes": len(pictures.classes),
+        },
+        made_with=versions(),
+        tensors={
+            **tensors,
+            "probe": {
+                "ids": _text([pictures.watch.ids[i] for i in probe_rows]),
+                "train_classes": _text(pictures.classes),
+                "pixels": probes,
+                "vectors": models.embed_pixels(net, preprocess, probes),
+            },
+        },
+    )
+    # The bundle is whole; what was only needed to get there can go.
+    folder = root / "training"
+    for path in (folder / _checkpoint.NAME, *folder.glob("gallery-vectors-*.npy")):
+        path.unlink(missing_ok=True)
+    processes().wait_for_everyone()
+    return bundle
+
+
+def _text(lines: tuple[str, ...] | list[str]) -> np.ndarray[Any, Any]:
+    return np.frombuffer("\n".join(lines).encode(), np.uint8)

@@ -1,0 +1,369 @@
+"""Training of query models into a gallery model's space, against its stored vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
+
+from hetero import methods, models
+from hetero._files import make_folder
+from hetero._processes import processes
+from hetero.augment import Augment, View
+from hetero.bundle import Bundle
+from hetero.data import Images
+from hetero.errors import BundleError, ConfigError
+from hetero.fit import Check, Objective, Settings, fit
+from hetero.models import _nested as nested
+from hetero.progress import Reporter
+from hetero.train._pictures import Pictures, gather, score
+from hetero.train._stored import stored_vectors
+from hetero.train._writing import finished, run_digest, spoken_by_one, write
+
+
+@dataclass(frozen=True)
+class QueryRecipe:
+    """What a query model is.
+
+    Attributes:
+        backbone: See `hetero.models.backbone`.
+        method: A module of `hetero.methods` or a dotted path, or several joined by "+".
+        settings: Its hyper-parameters, where they differ from the defaults.
+        views: How many augmented views of each picture the gallery model embeds once, beforehand;
+            the query model sees the same views. 0: it sees fresh views, and the gallery's vector
+            of the plain picture.
+        dim: Length of what the query model itself gives before it is lifted into the space; 0 for
+            the space's own.
+    """
+
+    backbone: str = "mobilenet:width=0.5"
+    method: str = "regression"
+    settings: Mapping[str, Any] | None = None
+    views: int = 0
+    dim: int = 0
+
+
+class QueryObjective(Objective):
+    """A method's loss against stored gallery vectors."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        method: methods.Method,
+        own: nn.Module,
+        view: View,
+        setup: methods.Setup,
+        tables: list[Tensor],
+    ) -> None:
+        """The net, the method and what it keeps, how pictures are seen, what is known of them."""
+        super().__init__()
+        self.net, self.method, self.own, self.view = net, method, own, view
+        self.setup, self.tables = setup, tables
+        self.register_buffer("labels", setup.labels, persistent=False)
+
+    def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
+        """The epoch's stored views in turn, or fresh ones."""
+        if self.tables:
+            return self.tables[epoch % len(self.tables)]
+        return augment.draw(count, generator)
+
+    def forward(
+        self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
+    ) -> Tensor:
+        """The method's loss of one batch; of several nested widths, the sum of theirs."""
+        stored = self.setup.gallery
+        gallery = torch.from_numpy(stored[epoch % len(stored), rows.cpu().numpy()])
+        labels = None if self.labels is None else self.labels[rows]  # type: ignore[index]
+        seen = self.view(pixels, views)
+        if isinstance(self.net, nested.Nested):
+            embedded = [self.net(seen, width) for width in self.net.sandwich()]
+        else:
+            embedded = [self.net(seen)]
+        loss = pixels.new_zeros((), dtype=torch.float32)
+        for query in embedded:
+            step = methods.Step(query, gallery.to(pixels.device), rows, labels, progress)
+            loss = loss + self.method.loss(step, self.own)
+        return loss / len(embedded)
+
+
+def train_query(
+    gallery: Bundle,
+    images: Images,
+    recipe: QueryRecipe,
+    settings: Settings,
+    root: Path,
+    *,
+    vectors: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter,
+) -> Bundle:
+    """The bundle of a query model trained into the gallery bundle's space.
+
+    The gallery model embeds the training pictures once, before training; the vectors are stored and
+    memory-mapped, and the gallery model never runs while the query model trains.
+
+    Args:
+        gallery: Fixes space, dimension and preprocessing.
+        images: As for `train_gallery`; they need labels only if the method does.
+        recipe: Backbone, method and views.
+        settings: As for `train_gallery`.
+        root: As for `train_gallery`.
+        vectors: Folder where the gallery's vectors are kept for other runs; without it they are in
+            training/ and deleted at the end.
+        resume: As for `train_gallery`.
+        reporter: As for `train_gallery`.
+
+    Raises:
+        ConfigError: The method needs labels or a head that are not there.
+        TrainingError, Interrupted: See `hetero.fit.fit`.
+    """
+    run = _run(gallery, images, recipe)
+    if resume and (done := finished(root, run, settings)):
+        reporter.line(f"query model: {root} is finished")
+        return done
+    size_px = gallery.preprocess.size_px
+
+    def build() -> nn.Module:
+        return models.build(recipe.backbone, gallery.space.dim, size_px, inner=recipe.dim)
+
+    net, pictures = _fit(
+        build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
+    )
+    assert isinstance(net, models.EmbeddingNet)
+    return _write(root, run, net, recipe, gallery, images, pictures, settings)
+
+
+def train_widths(
+    gallery: Bundle,
+    images: Images,
+    recipe: QueryRecipe,
+    widths: Sequence[float],
+    settings: Settings,
+    root: Path,
+    *,
+    vectors: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter,
+) -> tuple[Bundle, ...]:
+    """One bundle for each width of a query model, all trained in one run, the narrowest first.
+
+    Narrower models are leading channels of the widest one, with batch norms of their own. Each
+    step trains the narrowest, the widest and one between, all held to the gallery's vectors: Yu and
+    Huang's sandwich rule (ICCV 2019, arXiv:1903.05134), with the frozen gallery model in place of
+    the widest model as in-place teacher.
+
+    Args:
+        gallery: See `train_query`.
+        images: See `train_query`.
+        recipe: Its backbone's width is replaced by each of `widths`.
+        widths: At least two.
+        settings: See `train_query`.
+        root: Gets width-W/ for each width.
+        vectors: See `train_query`.
+        resume: See `train_query`.
+        reporter: See `train_query`.
+
+    Raises:
+        ConfigError: The backbone has no width, or the widths cannot share weights.
+        TrainingError, Interrupted: See `hetero.fit.fit`.
+    """
+    ordered = sorted(set(widths))
+    if len(ordered) < 2:
+        raise ConfigError(f"widths: at least two different ones, got {list(widths)}")
+    run = {**_run(gallery, images, recipe), "widths": ordered}
+    folders = [root / f"width-{width:g}" for width in ordered]
+    own = [{**run, "width": width} for width in ordered]
+    done = [finished(f, r, settings) for f, r in zip(folders, own, strict=True)] if resume else []
+    if done and all(done):
+        reporter.line(f"query models: {root} is finished")
+        return tuple(b for b in done if b)
+    specs = [nested.with_width(recipe.backbone, width) for width in ordered]
+    size_px = gallery.preprocess.size_px
+
+    def build() -> nn.Module:
+        nets = [models.build(s, gallery.space.dim, size_px, inner=recipe.dim) for s in specs]
+        return nested.Nested(nets)
+
+    net, pictures = _fit(
+        build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
+    )
+    assert isinstance(net, nested.Nested)
+    return tuple(
+        _write(
+            folder,
+            of,
+            net.extract(at),
+            replace(recipe, backbone=spec),
+            gallery,
+            images,
+            pictures,
+            settings,
+            {"widths": ", ".join(f"{w:g}" for w in ordered)},
+        )
+        for at, (folder, of, spec) in enumerate(zip(folders, own, specs, strict=True))
+    )
+
+
+# -- the pieces ---------------------------------------------------------------------------------
+
+
+def _run(gallery: Bundle, images: Images, recipe: QueryRecipe) -> dict[str, Any]:
+    """What a run is, without its length and seed."""
+    chosen = methods.settings_of(methods.make(recipe.method, dict(recipe.settings or {})))
+    return {
+        "role": "query",
+        "recipe": {**asdict(recipe), "settings": chosen},
+        "parent": gallery.digest,
+        "data": images.digest,
+    }
+
+
+def _fit(
+    build: Any,
+    gallery: Bundle,
+    images: Images,
+    recipe: QueryRecipe,
+    settings: Settings,
+    root: Path,
+    run: dict[str, Any],
+    vectors: Path | None,
+    resume: bool,
+    reporter: Reporter,
+) -> tuple[nn.Module, Pictures]:
+    """The trained net, and the pictures it was trained on."""
+    method = methods.make(recipe.method, dict(recipe.settings or {}))
+    if "labels" in method.needs and not images.labelled:
+        raise ConfigError(
+            f"method {recipe.method} needs labels, and {images.name} has none; use a label-free "
+            "method such as regression"
+        )
+    reporter = spoken_by_one(reporter)
+    preprocess = gallery.preprocess
+    pictures = gather(images, preprocess, reporter)
+    torch.manual_seed(settings.seed)
+    net = build()
+    gallery_net = models.load(gallery).to(processes().device)
+    folder = make_folder(root / "training")
+    generator = torch.Generator().manual_seed(settings.seed + 77)
+    count = len(pictures.pixels)
+    if settings.augment.mix and not recipe.views:
+        raise ConfigError(
+            "blended pictures need the gallery model's vectors of the very same blends: "
+            "set views to at least 1"
+        )
+    tables = [settings.augment.draw(count, generator) for _ in range(recipe.views)]
+    stored = stored_vectors(
+        make_folder(vectors) if vectors else folder,
+        gallery,
+        gallery_net,
+        pictures.pixels,
+        tables,
+        run["data"],
+        settings,
+        reporter,
+    )
+    gallery_side = models.embed_pixels(gallery_net, preprocess, pictures.watched)
+
+    def validate(net: nn.Module) -> Check:
+        alone = net.narrowest if isinstance(net, nested.Nested) else net
+        return score(
+            pictures.watch, models.embed_pixels(alone, preprocess, pictures.watched), gallery_side
+        )
+
+    setup = _setup(gallery, method, pictures, stored, settings.seed)
+    control = methods.is_control(method)
+    fit(
+        QueryObjective(net, method, method.own(setup), View(preprocess), setup, tables),
+        pictures.pixels,
+        replace(settings, keep_going=settings.keep_going or control),
+        folder=folder,
+        identity=run,
+        validate=validate,
+        resume=resume,
+        reporter=reporter,
+        what=f"train query ({recipe.method})",
+    )
+    return net, pictures
+
+
+def _write(
+    root: Path,
+    run: Mapping[str, Any],
+    net: models.EmbeddingNet,
+    recipe: QueryRecipe,
+    gallery: Bundle,
+    images: Images,
+    pictures: Pictures,
+    settings: Settings,
+    more: Mapping[str, Any] | None = None,
+) -> Bundle:
+    chosen = methods.settings_of(methods.make(recipe.method, dict(recipe.settings or {})))
+    return write(
+        root,
+        run=run_digest(run, settings),
+        net=net,
+        role="query",
+        space=gallery.space,
+        backbone=recipe.backbone,
+        preprocess=gallery.preprocess,
+        recipe={
+            "backbone": recipe.backbone,
+            "method": recipe.method,
+            "views": recipe.views,
+            **(more or {}),
+            **{f"method.{k}": v for k, v in chosen.items()},
+        },
+        settings=settings,
+        parent=gallery.digest,
+        images=images,
+        pictures=pictures,
+        tensors={"weights": models.arrays(net)},
+    )
+
+
+def _setup(
+    gallery: Bundle,
+    method: methods.Method,
+    pictures: Pictures,
+    stored: Float32[np.ndarray, "v n d"],
+    seed: int,
+) -> methods.Setup:
+    rows = head_labels = None
+    if "head" in method.needs:
+        rows, classes = _head(gallery)
+        if pictures.labels is not None:
+            head_labels = _in_head(gallery, classes, pictures.classes, pictures.labels)
+    return methods.Setup(stored, pictures.labels, len(pictures.classes), rows, head_labels, seed)
+
+
+def _head(gallery: Bundle) -> tuple[Tensor, tuple[str, ...]]:
+    """The gallery model's class rows, and the classes."""
+    try:
+        tensors = gallery.tensors("head")
+    except BundleError as error:
+        raise ConfigError(
+            f"{gallery.root}: this method needs the gallery model's classifier, but the bundle has "
+            "none; use a label-free method such as regression"
+        ) from error
+    names = tuple(tensors["classes"].tobytes().decode().split("\n"))
+    return torch.from_numpy(tensors["rows"].copy()), names
+
+
+def _in_head(
+    gallery: Bundle, theirs: tuple[str, ...], classes: tuple[str, ...], labels: Tensor
+) -> Int64[Tensor, " n"]:
+    """For each training picture its row in the gallery's head, or -1."""
+    place = {name: row for row, name in enumerate(theirs)}
+    where = torch.tensor([place.get(name, -1) for name in classes])
+    if int(where.max()) < 0:
+        raise ConfigError(
+            f"{gallery.root}: the gallery model's classifier knows none of the {len(classes)} "
+            "training classes; use a label-free method such as regression"
+        )
+    return where[labels]
