@@ -5,6 +5,7 @@ Pure measuring: vectors in, measurements out. Nothing here knows a file format o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from hetero.compare import agreement, flips
+from hetero.compare import agreement, flips, hubness, score_scale
+from hetero.compatibility import difference, paragon_gap
 from hetero.evaluate import Scores, Task, scores
 from hetero.metrics import Score, mean, per_query
 from hetero.report import Measurement
 from hetero.retrieval import Ranks, Truth, pairwise_cosine, search
+from hetero.slices import by_slice
 from hetero.space import Embeddings
 from hetero.verdict import paired
+from hetero.verification import tpr_at_fpr
+
+#: Queries a group needs to be looked at by itself.
+SLICE_QUERIES = 30
 
 #: Points of a distribution kept for a plot; the raw results stay on disk.
 PLOT_POINTS = 400
@@ -97,6 +104,7 @@ def models(
     pixels: Embeddings,
     control: Embeddings | None,
     compute_ratio: float,
+    slices: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Measurement]:
     """What the models do in PyTorch, with the honest rows beside it.
 
@@ -107,6 +115,7 @@ def models(
             its own space: the negative control against the gallery, and on both sides the row that
             a heterogeneous system has to beat.
         compute_ratio: The gallery model's multiply-accumulates over the query model's.
+        slices: By what queries are told apart, to each one's slice: {"brightness": ("dark", …)}.
     """
     task, gallery, query = reference.task, reference.gallery, reference.query
     here, whole = Place(format="pytorch", precision="fp32"), Place()
@@ -118,15 +127,16 @@ def models(
     ]
     best = task.rank(gallery, gallery)
     out += _corner(whole, "paragon", scores(best))
-    out.append(whole.scored("paragon_gap_recall_at_1", _difference(best, reference.ranks)))
+    out.append(whole.scored("paragon_gap_recall_at_1", paragon_gap(best, reference.ranks)))
+    gap = paragon_gap(best, reference.ranks, "average_precision")
+    out.append(whole.scored("paragon_gap_map", gap))
     if control is not None:
         own = task.rank(control, control)
         out += _corner(whole, "independent", scores(own))
-        out.append(
-            whole.scored("heterogeneous_gain_recall_at_1", _difference(reference.ranks, own))
-        )
-        gain = per_query("average_precision", reference.ranks) - per_query("average_precision", own)
-        out.append(whole.scored("heterogeneous_gain_map", mean(gain, own.labels)))
+        gain = difference(reference.ranks, own)
+        out.append(whole.scored("heterogeneous_gain_recall_at_1", gain))
+        gain = difference(reference.ranks, own, "average_precision")
+        out.append(whole.scored("heterogeneous_gain_map", gain))
         lost = scores(task.rank(control.pretend_in(gallery.space), gallery))
         out += _corner(whole, "control", lost)
     alone = task.rank(pixels, pixels)
@@ -138,12 +148,44 @@ def models(
             whole.measured("control_over_chance", lost.recall_at_1.value / chance.value, n=chance.n)
         )
     out.append(whole.measured("compute_ratio", compute_ratio))
+    return out + _behaviour(reference, here) + _worst(reference, here, slices or {})
+
+
+def _behaviour(reference: Reference, here: Place) -> list[Measurement]:
+    """What recall does not show: verification, one score scale, hubs, and who is served worst."""
+    task, ranks = reference.task, reference.ranks
+    gallery = reference.gallery.take(task.gallery_ids)
+    query, anchor = (side.take(task.query_ids) for side in (reference.query, reference.gallery))
+    labels = ranks.labels
+    out = [here.scored("heterogeneous_map_at_r", mean(per_query("map_at_r", ranks), labels))]
+    if len(set(task.truth.query_labels)) < 2:
+        return out  # With one class there is nothing to be told apart.
+    verified = tpr_at_fpr(query, gallery, task.truth, 0.01).tpr
+    out.append(here.scored("tpr_at_fpr_1_percent", verified))
+    scale = score_scale(query, anchor, gallery, task.truth)
+    out += [
+        here.measured("score_scale_same_class_shift", scale.same - scale.gallery_same),
+        here.measured("score_scale_other_class_shift", scale.other - scale.gallery_other),
+        here.measured("fpr_at_gallery_threshold", scale.fpr),
+    ]
+    hubs = hubness(query, gallery, task.truth)
+    out.append(here.measured("hubness_skewness", hubs.skewness))
     return out
 
 
-def _difference(one: Ranks, other: Ranks) -> Score:
-    """Recall@1 of one minus that of the other, paired by query."""
-    return mean(per_query("recall", one) - per_query("recall", other), one.labels)
+def _worst(
+    reference: Reference, here: Place, slices: Mapping[str, Sequence[str]]
+) -> list[Measurement]:
+    """Recall@1 of the slice served worst, where there are two slices with enough queries."""
+    out, ranks = [], reference.ranks
+    values = per_query("recall", ranks)
+    for kind, names in slices.items():
+        mine = [names[row] for row in ranks.queries]
+        if sum(n >= SLICE_QUERIES for n in Counter(mine).values()) < 2:
+            continue
+        found = by_slice(values, ranks.labels, mine, SLICE_QUERIES)
+        out.append(here.scored(f"worst_{kind}_recall_at_1", found.scores[found.worst]))
+    return out
 
 
 def losses(reference: Ranks, candidate: Ranks) -> dict[str, Float64[np.ndarray, " q"]]:

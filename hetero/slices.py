@@ -2,11 +2,14 @@
 
 The worst of many slices looks bad by luck alone. So each slice's interval here is simultaneous
 (Bonferroni: with m slices each is taken at 1 - 0.05/m), slices with few queries are left out, and
-the worst slice is the one whose interval *ends* lowest, not the one whose mean is lowest.
+the worst slice is the one whose interval *ends* lowest, not the one whose mean is lowest. Classes
+are resampled; a slice of one class has only its queries to resample. Where all outcomes are 0, or
+all 1, the interval is Clopper and Pearson's with as many trials as there are classes or queries.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,11 +65,22 @@ def by_slice(
     if not kept:
         raise DataError(f"slices: none of {len(rows)} slices has {min_n} queries; lower min_n")
     each = 1 - (1 - confidence) / len(kept)
-    scores = {
-        name: mean(values[r], [clusters[i] for i in r], confidence=each) for name, r in kept.items()
-    }
+    scores = {name: _score(values[r], [clusters[i] for i in r], each) for name, r in kept.items()}
     worst = min(scores, key=lambda name: ((scores[name].ci or (0.0, 1.0))[1], scores[name].value))
     return Slices(scores, worst, tuple(sorted(set(rows) - set(kept))))
+
+
+def _score(values: Float64[np.ndarray, " q"], clusters: Sequence[str], confidence: float) -> Score:
+    units = list(clusters) if len(set(clusters)) > 1 else [str(i) for i in range(len(values))]
+    if np.ptp(values) == 0 and values[0] in (0.0, 1.0):
+        from scipy.stats import binomtest
+
+        trials = len(set(units))
+        exact = binomtest(round(values[0] * trials), trials).proportion_ci(confidence)
+        return Score(float(values[0]), (float(exact.low), float(exact.high)), len(values))
+    # Twenty resamples in each tail at least.
+    resamples = max(2000, math.ceil(40 / (1 - confidence)))
+    return mean(values, units, resamples=resamples, confidence=confidence)
 
 
 def by_brightness(pixels: UInt8[np.ndarray, "n h w 3"]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from hetero.errors import DataError
-from hetero.metrics import Score, mean
+from hetero.metrics import Score, ratio
 from hetero.retrieval import Truth, blocks
 from hetero.space import Embeddings
 
@@ -72,7 +72,8 @@ def tpr_at_fpr(
     other = int(counts.sum())
     if not same or not other:
         raise DataError(f"verification: {same} same-class and {other} different-class pairs")
-    allowed = int(np.floor(fpr * other + 1e-9))
+    # A share such as 0.07 is not a float; what it was meant to be must not be missed by that.
+    allowed = int(np.floor(fpr * other * (1 + 1e-12)))
     if allowed >= other:
         threshold = -np.inf
     else:
@@ -86,7 +87,8 @@ def tpr_at_fpr(
                 for some in (cosine[seen & ~right],)
             ]
         )
-        rank = allowed - int(above[at])
+        # Two products of the same numbers may differ in the last bit and fall into the next bin.
+        rank = min(allowed - int(above[at]), len(inside) - 1)
         limit = np.sort(inside)[::-1][rank]
         threshold = float(np.nextafter(limit, np.float32(2), dtype=np.float32))
     return at_threshold(queries, gallery, truth, threshold)
@@ -107,8 +109,9 @@ def at_threshold(
         DataError: There are no pairs of one kind.
     """
     hits, same, false, other = [], [], 0, 0
+    limit = np.float32(threshold)
     for cosine, right, seen in _pairs(queries, gallery, truth):
-        passed = cosine >= np.float32(threshold)
+        passed = cosine >= limit
         hits.append(np.count_nonzero(passed & right & seen, axis=1))
         same.append(np.count_nonzero(right & seen, axis=1))
         false += int(np.count_nonzero(passed & ~right & seen))
@@ -118,11 +121,9 @@ def at_threshold(
     if not total or not other:
         raise DataError(f"verification: {total} same-class and {other} different-class pairs")
     # Each pair is one outcome of its query's class; classes are resampled.
-    outcome = np.concatenate(
-        [np.repeat([1.0, 0.0], [h, n - h]) for h, n in zip(hit, pairs, strict=True)]
-    )
-    labels = np.repeat(np.asarray(truth.query_labels), pairs)
-    score = mean(outcome, tuple(labels.tolist()))
+    _, code = np.unique(np.asarray(truth.query_labels), return_inverse=True)
+    sums, counts = (np.bincount(code, weights=x).astype(np.float64) for x in (hit, pairs))
+    score = ratio(sums, counts)
     return Operating(false / other, float(threshold), score, total, other)
 
 

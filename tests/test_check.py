@@ -129,7 +129,10 @@ def test_a_control_of_another_dimension_is_refused() -> None:
 def test_models_are_measured_in_pytorch_and_baselines_nowhere_in_particular() -> None:
     found = by_models(a_reference(), control=elsewhere(vectors(CLEAR)))
     for name, m in found.items():
-        corner = name.startswith(("heterogeneous_r", "heterogeneous_map", "homogeneous", "reverse"))
+        corner = name.startswith(
+            ("heterogeneous_r", "heterogeneous_map", "homogeneous", "reverse", "tpr_", "fpr_")
+            + ("score_scale", "hubness", "worst_")
+        )
         assert (m.format, m.precision) == (("pytorch", "fp32") if corner else ("", "")), name
         assert m.device == ""
         assert m.outcome == "unjudged"
@@ -432,3 +435,69 @@ def test_what_is_no_paired_outcome_carries_no_evidence() -> None:
     found = by_file(a_reference(), vectors(MIXED))
     with_evidence = {name for name, m in found.items() if m.evidence is not None}
     assert with_evidence == {"recall_at_1_lost", "query_negative_flip_rate"}
+
+
+def test_what_recall_does_not_show_stands_beside_it() -> None:
+    from hetero.compare import hubness, score_scale
+    from hetero.verification import tpr_at_fpr
+
+    reference, measured = behaviour()
+    task = reference.task
+    gallery = reference.gallery.take(task.gallery_ids)
+    query = reference.query.take(task.query_ids)
+    scale = score_scale(query, reference.gallery.take(task.query_ids), gallery, task.truth)
+    assert measured["tpr_at_fpr_1_percent"] == tpr_at_fpr(query, gallery, task.truth).tpr.value
+    assert measured["score_scale_same_class_shift"] == scale.same - scale.gallery_same
+    assert measured["score_scale_other_class_shift"] == scale.other - scale.gallery_other
+    assert measured["fpr_at_gallery_threshold"] == scale.fpr
+    assert measured["hubness_skewness"] == hubness(query, gallery, task.truth).skewness
+
+
+def test_the_slice_served_worst_is_named_where_there_are_enough_queries() -> None:
+    reference, measured = behaviour()
+    recall = np.zeros(len(reference.task.query_ids))
+    recall[reference.ranks.queries] = reference.ranks.best == 0
+    # Every other query is of the slice "odd"; "few" has too few queries to be looked at.
+    expected = min(recall[::2].mean(), recall[1::2].mean())
+    assert measured["worst_side_recall_at_1"] == pytest.approx(expected)
+    assert "worst_few_recall_at_1" not in measured
+
+
+def behaviour() -> tuple[Reference, dict[str, float]]:
+    """Noisy models of 20 classes with four queries each, and what is measured of them."""
+    rng = np.random.default_rng(0)
+    space = Space("toy", "0" * 64, 12)
+    labels = [f"c{i // 8:02}" for i in range(160)]
+    ids = tuple(f"i{i}" for i in range(160))
+    centres = np.repeat(rng.normal(size=(20, 12)), 8, axis=0)
+    made = [
+        Embeddings.normalised(space, ids, centres + noise * rng.normal(size=(160, 12)), name)
+        for name, noise in (("gallery", 0.6), ("query", 1.0))
+    ]
+    queries = [i for i in range(160) if i % 2]
+    answers = [i for i in range(160) if not i % 2]
+    truth = Truth(
+        tuple(labels[i] for i in queries),
+        tuple(ids[i] for i in queries),
+        tuple(labels[i] for i in answers),
+        tuple(ids[i] for i in answers),
+    )
+    task = Task(
+        tuple(range(160)),
+        ids,
+        tuple(ids[i] for i in queries),
+        tuple(ids[i] for i in answers),
+        truth,
+    )
+    reference = Reference.make(task, *made)
+    found = check.models(
+        reference,
+        pixels=made[0],
+        control=None,
+        compute_ratio=4.0,
+        slices={
+            "side": [("even", "odd")[i % 2] for i in range(80)],
+            "few": ["most"] * 70 + ["few"] * 10,
+        },
+    )
+    return reference, {m.name: m.value for m in found}

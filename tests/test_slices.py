@@ -34,10 +34,9 @@ def test_intervals_of_several_slices_are_wider_than_that_of_one() -> None:
     among = by_slice(values, classes, names).scores["night"].ci
     assert alone is not None
     assert among is not None
-    assert among[0] < alone[0]
-    assert alone[1] < among[1]
-    exact = mean(values[200:300], classes[200:300], confidence=0.975).ci
-    assert among == exact
+    assert among[0] < alone[0] < alone[1] < among[1]
+    again = mean(values[200:300], classes[200:300], confidence=0.975).ci
+    assert among == pytest.approx(again, abs=0.01)
 
 
 def test_the_worst_slice_is_the_one_known_to_be_bad_not_the_unlucky_one() -> None:
@@ -69,3 +68,26 @@ def test_brightness_and_size_fall_into_thirds() -> None:
 
 def test_equal_values_are_in_one_third() -> None:
     assert set(terciles(np.ones(9), ("a", "b", "c"))) == {"a"}
+
+
+def test_a_slice_of_one_class_has_an_interval_over_its_queries() -> None:
+    values = np.asarray([1.0, 0.0] * 50 + [1.0, 1.0, 1.0, 0.0] * 25)
+    classes = ["x"] * 100 + ["y"] * 100
+    found = by_slice(values, classes, classes)
+    assert found.worst == "x"
+    for name, chance in (("x", 0.5), ("y", 0.75)):
+        low, high = found.scores[name].ci or (0.0, 0.0)
+        # Two slices at once: about 2.24 standard errors to either side.
+        half = 2.24 * np.sqrt(chance * (1 - chance) / 100)
+        assert low == pytest.approx(chance - half, abs=0.02)
+        assert high == pytest.approx(chance + half, abs=0.02)
+
+
+def test_a_slice_that_is_always_right_is_not_known_to_be_perfect() -> None:
+    values = np.asarray([1.0] * 40 + [0.0] * 40)
+    classes = [f"c{i % 10}" for i in range(40)] + [f"d{i}" for i in range(40)]
+    found = by_slice(values, classes, ["all"] * 40 + ["none"] * 40)
+    # Ten classes, none wrong: the lower end solves p ** 10 = 0.0125; forty: (1 - p) ** 40 = 0.0125.
+    assert found.scores["all"].ci == pytest.approx((0.0125**0.1, 1.0))
+    assert found.scores["none"].ci == pytest.approx((0.0, 1 - 0.0125 ** (1 / 40)))
+    assert found.worst == "none"

@@ -20,7 +20,7 @@ from hetero.retrieval import Ranks
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over queries with its 95 % interval.
+    """A mean over queries with its interval, of 95 % unless asked otherwise.
 
     Attributes:
         value: The mean.
@@ -68,13 +68,36 @@ def mean(
         raise DataError(f"a mean of {len(values)} values in {len(clusters)} clusters is undefined")
     _, code = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts = np.bincount(code, weights=values), np.bincount(code).astype(np.float64)
-    value = float(values.mean())
-    if len(sums) < 2:
-        return Score(value, None, len(values))
-    if np.ptp(values) == 0:
+    if np.ptp(values) == 0 and len(sums) > 1:
+        value = float(values.mean())
         return Score(value, (value, value), len(values))
+    return ratio(sums, counts, resamples, seed, confidence)
+
+
+def ratio(
+    sums: Float64[np.ndarray, " c"],
+    counts: Float64[np.ndarray, " c"],
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Score:
+    """The mean of outcomes that are known by class only, as `mean` gives it.
+
+    Args:
+        sums: Of each class's outcomes.
+        counts: How many they are; not all 0.
+        resamples: See `mean`.
+        seed: See `mean`.
+        confidence: See `mean`.
+    """
+    total = int(counts.sum())
+    value = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return Score(value, None, total)
     from scipy.stats import bootstrap
 
+    # Classes without an outcome say nothing, and a resample of them alone would be undefined.
+    sums, counts = sums[counts > 0], counts[counts > 0]
     found = bootstrap(
         (sums, counts),
         lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
@@ -86,4 +109,4 @@ def mean(
         rng=np.random.default_rng(seed),
         batch=max(1, 2**22 // len(sums)),
     ).confidence_interval
-    return Score(value, (float(found.low), float(found.high)), len(values))
+    return Score(value, (float(found.low), float(found.high)), total)

@@ -1,4 +1,4 @@
-"""Cumulative match characteristic: is the right one among the first k *identities* shown?
+"""Cumulative match characteristic: is a right picture among the first k shown?
 
 Definition: Moon and Phillips, "Computational and performance aspects of PCA-based face-recognition
     algorithms", Perception 2001; for re-identification Gray, Brennan and Tao, PETS 2007.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64
 
+from hetero.errors import ConfigError
 from hetero.retrieval import Ranks
 
 
@@ -22,7 +23,13 @@ def per_query(ranks: Ranks, k: int = 1) -> Float64[np.ndarray, " q"]:
 
 
 def curve(ranks: Ranks, k_max: int) -> Float64[np.ndarray, " k"]:
-    """The mean over queries for k = 1 to `k_max`; it never falls."""
+    """The mean over queries for k = 1 to `k_max`; it never falls.
+
+    Raises:
+        ConfigError: `k_max` is below 1.
+    """
+    if k_max < 1:
+        raise ConfigError(f"a match curve needs a k_max of at least 1, got {k_max}")
     found = np.bincount(np.minimum(ranks.best, k_max), minlength=k_max + 1)[:k_max]
     shares: Float64[np.ndarray, " k"] = np.cumsum(found) / len(ranks.best)
     return shares

@@ -21,6 +21,7 @@ from hetero.evaluate import Task, raw_pixels, task
 from hetero.progress import Reporter
 from hetero.report import Limit, Measurement, Report, load_limits
 from hetero.retrieval import pairwise_cosine
+from hetero.slices import by_brightness
 from hetero.stages.embedding import embed
 from hetero.stages.inspecting import version
 from hetero.stages.running import CheckOptions, Ran, chosen, not_run, publish, run_files
@@ -161,10 +162,19 @@ def _in_pytorch(
         alone = embed(control, job.ids, seen, reporter)
     reference = Reference.make(job, theirs, ours)
     ratio = gallery.manifest.model.macs / max(1, query.manifest.model.macs)
+    pictures = dict(zip(job.ids, pixels, strict=True))
     measured = measuring.models(
-        reference, pixels=raw_pixels(job.ids, pixels), control=alone, compute_ratio=ratio
+        reference,
+        pixels=raw_pixels(job.ids, pixels),
+        control=alone,
+        compute_ratio=ratio,
+        slices={
+            "class": job.truth.query_labels,
+            "group": job.truth.query_groups,
+            "brightness": by_brightness(np.stack([pictures[i] for i in job.query_ids])),
+        },
     )
-    return reference, dict(zip(job.ids, pixels, strict=True)), measured
+    return reference, pictures, measured
 
 
 def _fitting(limits: Sequence[Limit], report: Report, own: Path | None) -> tuple[Limit, ...]:
