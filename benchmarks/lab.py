@@ -208,29 +208,33 @@ def run(
                     if role == "first" and views in seen:
                         continue
                     seen.add(views)
-                    task = pool.submit(_one, job, data, size_px, seed, folder, keep, then)
+                    task = pool.submit(train, job, data, size_px, seed, folder, keep)
                     pending[task] = (seed, job.name)
             for task in as_completed(pending):
                 seed, name = pending[task]
                 out[seed][name] = task.result()
                 print(f"seed {seed} {name}: {out[seed][name]['cpu_s']} CPU s", flush=True)
+        if then is not None:
+            # Only now is every model there that another one is scored against.
+            folders = {seed: work / f"seed-{seed}" for seed in seeds}
+            scoring = {
+                pool.submit(_score, then, found, data, folders[seed]): (seed, name)
+                for seed in seeds
+                for name, found in out[seed].items()
+                if "scores" not in found
+            }
+            for task in as_completed(scoring):
+                seed, name = scoring[task]
+                out[seed][name] = task.result()
     return out
 
 
-def _one(
-    job: Job,
-    data: str,
-    size_px: int,
-    seed: int,
-    folder: Path,
-    keep: float,
-    then: Callable[..., dict[str, Any]] | None,
+def _score(
+    then: Callable[..., dict[str, Any]], found: dict[str, Any], data: str, folder: Path
 ) -> dict[str, Any]:
-    found = train(job, data, size_px, seed, folder, keep)
-    if then is not None and "scores" not in found:
-        found |= then(found, data, folder)
-        (folder / f"{job.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    scored = found | then(found, data, folder)
+    (folder / f"{found['job']['name']}.json").write_text(json.dumps(scored, indent=1) + "\n")
+    return scored
 
 
 def embed_test(root: Path, data: str) -> Any:

@@ -130,8 +130,10 @@ def test_models_are_measured_in_pytorch_and_baselines_nowhere_in_particular() ->
     found = by_models(a_reference(), control=elsewhere(vectors(CLEAR)))
     for name, m in found.items():
         corner = name.startswith(
-            ("heterogeneous_r", "heterogeneous_map", "homogeneous", "reverse", "tpr_", "fpr_")
-            + ("score_scale", "hubness", "worst_")
+            (
+                *("heterogeneous_r", "heterogeneous_map", "homogeneous", "reverse"),
+                *("tpr_", "fpr_", "score_scale", "hubness", "worst_"),
+            )
         )
         assert (m.format, m.precision) == (("pytorch", "fp32") if corner else ("", "")), name
         assert m.device == ""
