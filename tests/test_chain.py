@@ -475,3 +475,55 @@ def test_a_sequential_check_counts_what_it_asked_of_the_device(
     assert ran.code in (0, 3), ran.complaint
     found = {m["name"]: m for m in json.loads(ran.out)["measurements"]}
     assert 0 < found["device_inferences"]["value"] <= found["device_inferences"]["n"]
+
+
+# -- other ways into a space ----------------------------------------------------------------------
+
+
+def test_one_training_gives_a_bundle_for_each_width(run: Hetero, copy: Path) -> None:
+    ran = run(
+        "train", "query", copy / "gallery", "--widths", "0.5,0.25", "--method", "regression",
+        "--views", 1, "--dim", 8, *TRAIN, "-o", copy / "widths", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.complaint
+    narrow, wide = json.loads(ran.out)["bundles"]
+    assert [Path(b["bundle"]).name for b in (narrow, wide)] == ["width-0.25", "width-0.5"]
+    assert narrow["macs"] < wide["macs"]
+    gallery = json.loads(run("inspect", copy / "gallery", "--json").out)
+    assert {narrow["space"], wide["space"]} == {gallery["space"]}
+
+
+def test_a_ready_model_and_pictures_without_labels_are_enough(run: Hetero, copy: Path) -> None:
+    bare = f"unlabelled:{copy / 'pictures'}"
+    ran = run(
+        "adopt", "resnet:width=4", "-d", bare, "--size", 32, "--dim", 8, "-o", copy / "adopted",
+        "-q", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.complaint
+    space = json.loads(ran.out)["space"]
+    ran = run(
+        "train", "query", copy / "adopted", "-d", bare, "--backbone", "mobilenet:width=0.25",
+        "--views", 1, "--mix", 0.5, "--epochs", 1, "--batch", 16, "--keep-going",
+        "-o", copy / "own", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.complaint
+    assert json.loads(ran.out)["space"] == space
+    # The choice of the method is said aloud, with its reason.
+    assert "method regression: 101 pictures are too few" in ran.err
+    ran = run("train", "query", copy / "adopted", "-d", bare, "--method", "bct", "-q")
+    assert ran.code == 2
+    assert "method bct needs labels" in ran.complaint
+    ran = run("train", "gallery", "-d", bare, "-o", copy / "none", "-q")
+    assert ran.code == 2
+    assert "no labels" in ran.complaint
+
+
+def test_two_trained_models_are_aligned(run: Hetero, copy: Path) -> None:
+    ran = run(
+        "align", copy / "control", copy / "gallery", "-d", copy / "pictures",
+        "-o", copy / "aligned", "-q", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.complaint
+    gallery = json.loads(run("inspect", copy / "gallery", "--json").out)
+    aligned = json.loads(run("inspect", copy / "aligned", "--json").out)
+    assert aligned["space"] == gallery["space"]
