@@ -22,12 +22,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as the command line does
 import numpy as np
 import torch
 
-from benchmarks.lab import RESULTS, machine, save
+from benchmarks.lab import RESULTS, epoch_speed, machine, save
 from hetero import data, methods, models
 from hetero.augment import Augment, View
-from hetero.fit import Check, Settings, fit
 from hetero.preprocess import Preprocess
-from hetero.progress import Reporter
 from hetero.train.query import QueryObjective
 
 
@@ -49,22 +47,6 @@ class _Usual(QueryObjective):
             gallery = self.gallery_net(seen)
         step = methods.Step(self.net(seen), gallery, rows, None, progress)
         return self.method.loss(step, self.own)
-
-
-def speed(objective: QueryObjective, pixels: np.ndarray, batch: int, folder: Path) -> float:
-    """Pictures per second of one epoch of `hetero.fit.fit`, as it reports them itself."""
-    (epoch,) = fit(
-        objective,
-        pixels,
-        Settings(epochs=1, batch=batch, lr=1e-5, keep_going=True),
-        folder=folder,
-        identity={},
-        validate=lambda net: Check(1.0, 0.0, 1.0),
-        resume=False,
-        reporter=Reporter(quiet=True),
-        what="benchmark",
-    )
-    return epoch.images_per_s
 
 
 def main() -> None:
@@ -118,12 +100,12 @@ def main() -> None:
         ours, usual = sides
         pairs = []
         with tempfile.TemporaryDirectory() as folder:
-            speed(ours, pixels, args.batch, Path(folder))
+            epoch_speed(ours, pixels, args.batch, Path(folder))
             for _ in range(args.repeats):
                 pairs.append(
                     {
-                        "stored_images_per_s": speed(ours, pixels, args.batch, Path(folder)),
-                        "usual_images_per_s": speed(usual, pixels, args.batch, Path(folder)),
+                        "stored_images_per_s": epoch_speed(ours, pixels, args.batch, Path(folder)),
+                        "usual_images_per_s": epoch_speed(usual, pixels, args.batch, Path(folder)),
                     }
                 )
         ratios = [p["stored_images_per_s"] / p["usual_images_per_s"] for p in pairs]

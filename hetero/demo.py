@@ -31,7 +31,7 @@ class Size:
 
 FULL = Size(
     gallery=GalleryRecipe(backbone="resnet:width=16", dim=128),
-    query=QueryRecipe(backbone="mobilenet:width=0.5", method="regression", views=8),
+    query=QueryRecipe(backbone="mobilenet:width=0.5", method="csd+regression", views=8),
     gallery_epochs=22,
     query_epochs=30,
     thorough="normal",

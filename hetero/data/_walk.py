@@ -10,6 +10,26 @@ from hetero.data._pictures import odd_name, printable
 from hetero.errors import DataError
 
 
+def existing(name: str, where: str, expected: str) -> Path:
+    """The folder that a source was pointed at.
+
+    Args:
+        name: Of the collection, for messages: "folder:photos".
+        where: What was written.
+        expected: What the folder should be.
+
+    Raises:
+        DataError: Nothing was written, or it is no folder.
+    """
+    if not where:
+        raise DataError(f"{name} no path; write {name}PATH, {expected}")
+    root = Path(where).expanduser()
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
+        raise DataError(f"{name}: {what}; expected {expected}")
+    return root
+
+
 class Walk:
     """One pass over a tree: each folder is entered once, so that links cannot make it endless."""
 

@@ -9,12 +9,11 @@ their paths.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from hetero.data import Images, Split
 from hetero.data._pictures import Entry, collection
-from hetero.data._walk import Walk
+from hetero.data._walk import Walk, existing
 from hetero.errors import DataError
 
 _SPLIT_FOLDERS: dict[str, Split] = {
@@ -37,12 +36,8 @@ def source(where: str, seed: int = 0) -> Images:
     Raises:
         DataError: There is no such folder, or it does not hold what the protocol needs.
     """
-    name, root = f"folder:{where}", Path(where).expanduser()
-    if not where:
-        raise DataError("folder: no path; write folder:PATH, with one sub-folder per class in PATH")
-    if not os.path.isdir(root):
-        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(f"{name}: {what}; expected a folder with one sub-folder per class")
+    name = f"folder:{where}"
+    root = existing(name, where, "a folder with one sub-folder per class")
     walk = Walk(root)
     tops, loose = walk.look(root)
     if not tops:

@@ -8,12 +8,10 @@ split, because without labels nothing says what a right answer is.
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
 
 from hetero.data import Images
 from hetero.data._pictures import Entry, collection
-from hetero.data._walk import Walk
+from hetero.data._walk import Walk, existing
 from hetero.errors import DataError
 
 
@@ -27,12 +25,8 @@ def source(where: str, seed: int = 0) -> Images:
     Raises:
         DataError: There is no such folder, or fewer than four usable pictures in it.
     """
-    name, root = f"unlabelled:{where}", Path(where).expanduser()
-    if not where:
-        raise DataError("unlabelled: no path; write unlabelled:PATH, a folder of pictures")
-    if not os.path.isdir(root):
-        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(f"{name}: {what}; expected a folder of pictures")
+    name = f"unlabelled:{where}"
+    root = existing(name, where, "a folder of pictures")
     walk = Walk(root)
     ids = walk.files()
     order = sorted(ids, key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).hexdigest())
