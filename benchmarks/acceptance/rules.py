@@ -204,8 +204,8 @@ def _a11(each: Sequence[Seed]) -> Outcome:
         "normalised classifiers beat plain ones, in the gallery model and frozen",
         "sign of the difference in mAP, every seed",
         f"normalised {normalised.mean():.1f}, plain {plain.mean():.1f}; difference "
-        f"{_list(normalised - plain)}; the paragons have {own[0]:.1f} and {own[1]:.1f}, so most of it "
-        f"is the gallery model's. A head trained plain but frozen normalised: {mixed.mean():.1f}, "
+        f"{_list(normalised - plain)}; the paragons have {own[0]:.1f} and {own[1]:.1f}, so most of "
+        f"it is the gallery model's. A head trained plain, frozen normalised: {mixed.mean():.1f}, "
         f"{'better' if mixed.mean() > plain.mean() else 'no better'} than plain",
         bool((normalised > plain).all()),
     )
