@@ -1,5 +1,6 @@
 """A small study: settings of each method, by validation mAP in the gallery's index.
 
+    pip install optuna
     python -m benchmarks.tuning
 
 For each method Optuna tries a few settings (its first trial is the default), all trained for the
@@ -39,7 +40,12 @@ SPACES: dict[str, dict[str, Any]] = {
     "ssp": {"parts": [4, 8, 16], "sharpness": (3.0, 30.0)},
     "ssp+regression": {"ssp.parts": [4, 8, 16], "ssp.weight": (0.1, 3.0)},
     "raml": {"across": (0.3, 30.0), "within": (0.3, 30.0)},
-    "aml": {"form": ["contrastive", "triplet"], "negative": (0.1, 0.7), "margin": (0.05, 0.5)},
+    "aml": {
+        "form": ["contrastive", "triplet"],
+        "negative": (0.1, 0.9),
+        "margin": (0.02, 0.5),
+        "label": [False, True],
+    },
     "bct": {"influence": (0.3, 10.0), "scale": (8.0, 32.0)},
     "bct+regression": {"bct.influence": (0.03, 1.0), "regression.weight": (3.0, 100.0)},
 }
