@@ -244,7 +244,7 @@ def _throughput(raw: dict[str, Any]) -> str:
         "## Training with stored gallery vectors",
         "",
         f"`{raw['command']}`: the same query model, views and loss; the usual loop runs the gallery model for each "
-        "batch. Side by side in one run, median of {len(raw['results'][0]['pairs'])}. The ratio is the gallery model's: the "
+        f"batch. Side by side in one run, median of {len(raw['results'][0]['pairs'])}. The ratio is the gallery model's: the "
         "more it costs over the query model, the more there is to save.",
         "",
         "| gallery model | query model | gallery's MACs over the query's | pictures per second, stored over usual | "
