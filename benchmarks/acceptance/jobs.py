@@ -28,6 +28,8 @@ class Size:
         views: Stored views of each picture.
         keep: Share of the training classes used.
         batch: Pictures a step.
+        query_lr: Peak learning rate of the query models.
+        widths: Of the query models for the claims about size.
     """
 
     name: str
@@ -37,11 +39,13 @@ class Size:
     views: int
     keep: float
     batch: int
+    query_lr: float
+    widths: tuple[float, ...] = WIDTHS
 
 
 SIZES = {
-    "quick": Size("quick", "resnet:width=8", 16, 7, 2, 0.34, 64),
-    "full": Size("full", "resnet:width=16", 12, 10, 4, 1.0, 128),
+    "quick": Size("quick", "resnet:width=8", 14, 6, 2, 0.34, 64, 1e-2, WIDTHS[:3]),
+    "full": Size("full", "resnet:width=16", 12, 10, 4, 1.0, 128, 3e-3),
 }
 
 
@@ -61,6 +65,7 @@ def jobs(size: Size) -> list[Job]:
         gallery="gallery",
         views=size.views,
         batch=size.batch,
+        lr=size.query_lr,
     )
     out = [
         gallery,
@@ -75,7 +80,7 @@ def jobs(size: Size) -> list[Job]:
     best = replace(query, method="csd+regression")
     out += [
         replace(best, name=query_name(best.method, w), backbone=f"mobilenet:width={w:g}")
-        for w in WIDTHS
+        for w in size.widths
         if w != QUERY_WIDTH
     ]
     out.append(replace(best, name="nested", role="widths", widths=NESTED))

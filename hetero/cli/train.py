@@ -97,7 +97,10 @@ def query(
     ] = None,
     epochs: Annotated[int, typer.Option()] = 40,
     batch: Annotated[int, typer.Option()] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
+    qat: Annotated[
+        int, typer.Option(min=0, help="Epochs at the end that train it as it will run in int8.")
+    ] = 0,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: Annotated[
@@ -120,7 +123,7 @@ def query(
         choice = methods.choose(len(images.rows("train")))
         say.line(f"method {choice.method}: {choice.reason}")
         method = choice.method
-    recipe = QueryRecipe(backbone, method, settings(set_), views, dim)
+    recipe = QueryRecipe(backbone, method, settings(set_), views, dim, qat)
     how = Settings(
         epochs=epochs,
         batch=batch,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hetero.train.adopt import adopt_gallery
 from hetero.train.gallery import GalleryRecipe, train_gallery
-from hetero.train.query import QueryRecipe, train_query, train_widths
+from hetero.train.query import QUERY_LR, QueryRecipe, train_query, train_widths
 
 __all__ = [
+    "QUERY_LR",
     "GalleryRecipe",
     "QueryRecipe",
     "adopt_gallery",

@@ -141,7 +141,7 @@ def write(
     )
     # The bundle is whole; what was only needed to get there can go.
     folder = root / "training"
-    for path in (folder / _checkpoint.NAME, *folder.glob("gallery-vectors-*.npy")):
+    for path in (*folder.rglob(_checkpoint.NAME), *folder.glob("gallery-vectors-*.npy")):
         path.unlink(missing_ok=True)
     processes().wait_for_everyone()
     return bundle

@@ -40,6 +40,9 @@ class QueryRecipe:
             of the plain picture.
         dim: Length of what the query model itself gives before it is lifted into the space; 0 for
             the space's own.
+        qat: Epochs of quantisation-aware training at the end: weights and activations are rounded
+            to int8 in the forward pass while the loss pulls towards the float gallery's vectors.
+            The bundle keeps float weights, which lose less when they are exported to int8.
     """
 
     backbone: str = "mobilenet:width=0.5"
@@ -47,6 +50,22 @@ class QueryRecipe:
     settings: Mapping[str, Any] | None = None
     views: int = 0
     dim: int = 0
+    qat: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        if self.views < 0 or self.qat < 0:
+            raise ConfigError(
+                f"views and qat count views and epochs, 0 for none; got {self.views} and {self.qat}"
+            )
+
+
+#: Peak learning rate of query models: against exact targets a rate that a classifier would not bear
+#: is the better one (docs/results.md, learning rate).
+QUERY_LR = 1e-2
+
+#: Of the peak learning rate, in quantisation-aware training: the model is trained already.
+QAT_RATE = 0.1
 
 
 class QueryObjective(Objective):
@@ -174,6 +193,8 @@ def train_widths(
         TrainingError, Interrupted: See `hetero.fit.fit`.
     """
     ordered = sorted(set(widths))
+    if recipe.qat:
+        raise ConfigError("quantisation-aware training is for one width at a time")
     if len(ordered) < 2:
         raise ConfigError(f"widths: at least two different ones, got {list(widths)}")
     run = {**_run(gallery, images, recipe), "widths": ordered}
@@ -277,18 +298,30 @@ def _fit(
         )
 
     setup = _setup(gallery, method, pictures, stored, settings.seed)
-    control = methods.is_control(method)
-    fit(
-        QueryObjective(net, method, method.own(setup), View(preprocess), setup, tables),
-        pictures.pixels,
-        replace(settings, keep_going=settings.keep_going or control),
-        folder=folder,
-        identity=run,
-        validate=validate,
-        resume=resume,
-        reporter=reporter,
-        what=f"train query ({recipe.method})",
-    )
+    settings = replace(settings, keep_going=settings.keep_going or methods.is_control(method))
+    own = method.own(setup)
+
+    def phase(net: nn.Module, settings: Settings, folder: Path, what: str) -> None:
+        fit(
+            QueryObjective(net, method, own, View(preprocess), setup, tables),
+            pictures.pixels,
+            settings,
+            folder=folder,
+            identity=run,
+            validate=validate,
+            resume=resume,
+            reporter=reporter,
+            what=what,
+        )
+
+    phase(net, settings, folder, f"train query ({recipe.method})")
+    if recipe.qat:
+        from hetero.models._quantised import Quantised
+
+        rounded = Quantised(net, torch.zeros(2, 3, preprocess.size_px, preprocess.size_px))
+        again = replace(settings, epochs=recipe.qat, lr=settings.lr * QAT_RATE)
+        phase(rounded, again, make_folder(folder / "qat"), "train query as int8")
+        rounded.release()
     return net, pictures
 
 
@@ -316,6 +349,7 @@ def _write(
             "backbone": recipe.backbone,
             "method": recipe.method,
             "views": recipe.views,
+            "qat": recipe.qat,
             **(more or {}),
             **{f"method.{k}": v for k, v in chosen.items()},
         },
