@@ -31,7 +31,11 @@ def render() -> str:
             parts.append(_acceptance(json.loads(path.read_text())))
     for path in sorted(RESULTS.glob("tradeoff-*.json")):
         parts.append(_tradeoff(path.stem.removeprefix("tradeoff-"), json.loads(path.read_text())))
-    for name, section in (("throughput", _throughput), ("tuning", _tuning)):
+    for name, section in (
+        ("photographs", _photographs),
+        ("throughput", _throughput),
+        ("tuning", _tuning),
+    ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             parts.append(section(json.loads(path.read_text())))
@@ -234,6 +238,35 @@ def _curve(raw: dict[str, Any]) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None})
         plt.close(figure)
     return out.getvalue()
+
+
+def _photographs(raw: dict[str, Any]) -> str:
+    gallery, query, how = raw["gallery"], raw["query"], raw["arguments"]
+
+    def cell(corner: str) -> str:
+        scores = raw["scores"][corner]
+        return f"{100 * scores['recall_at_1']:.1f} / {100 * scores['map']:.1f}"
+
+    return "\n".join(
+        [
+            "## A pretrained gallery model and photographs without labels",
+            "",
+            f"`{raw['command']}`, seed {how['seed']}: EfficientNet-Lite0 with ImageNet weights, as it is, at {how['size']} px "
+            f"({gallery['macs'] / 1e6:.0f} MMAC), its features on {gallery['dim']} principal axes; query model `{query['backbone']}` "
+            f"({query['macs'] / 1e6:.1f} MMAC, {gallery['macs'] / query['macs']:.0f} times fewer), from random weights, {how['method']}, "
+            f"{how['epochs']} epochs, {how['views']} stored views, {raw['cpu_s'] / 60:.1f} CPU minutes. Trained on "
+            f"{raw['training_pictures']:,} photographs whose labels are never read; scored on {raw['test_pictures']:,} others of the "
+            "same ten kinds of garment: unseen photographs, not unseen classes. Recall@1 / mAP.",
+            "",
+            "| | |",
+            "| --- | --- |",
+            f"| paragon: the gallery model on both sides | {cell('paragon')} |",
+            f"| **query model in the gallery's index** | **{cell('heterogeneous')}** |",
+            f"| the query model in its own index | {cell('own')} |",
+            f"| raw pixels | {cell('pixels')} |",
+            "",
+        ]
+    )
 
 
 # -- speed and settings -----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--method", default="csd+regression")
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--mix", type=float, default=0.5)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -68,7 +68,7 @@ def main() -> None:
     from hetero.fit import Settings
     from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
-    from hetero.train import QueryRecipe, adopt_gallery, train_query
+    from hetero.train import QUERY_LR, QueryRecipe, adopt_gallery, train_query
 
     work = args.work / "photographs"
     train, test = unpack(args.zip, work / "pictures")
@@ -92,7 +92,9 @@ def main() -> None:
         gallery,
         images,
         QueryRecipe(args.backbone, args.method, views=args.views),
-        Settings(epochs=args.epochs, seed=args.seed, augment=Augment(flip=0.5, mix=args.mix)),
+        Settings(
+            epochs=args.epochs, lr=QUERY_LR, seed=args.seed, augment=Augment(flip=0.5, mix=args.mix)
+        ),
         work / "query",
         resume=True,
         reporter=reporter,

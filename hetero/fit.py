@@ -152,6 +152,7 @@ def fit(
         BundleError: The checkpoint cannot be read.
         ConfigError: The checkpoint belongs to another run, or there are too few pictures.
     """
+    _processes.keep_memory()
     accelerator = _processes.accelerator()
     world, me = accelerator.num_processes, accelerator.process_index
     steps = len(pixels) // settings.batch

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -492,3 +494,32 @@ def test_every_message_is_one_line(tmp_path: Path) -> None:
             run(tmp_path / str(number), Settings(epochs=6, batch=2), found=found)
         assert caught.value.exit_code == 1
         assert_one_line(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
+def test_memory_that_a_step_freed_is_there_for_the_next_without_page_faults() -> None:
+    code = """
+import resource, sys, torch
+from hetero import _processes
+if sys.argv[1] == "kept":
+    _processes.keep_memory()
+def step():
+    a = [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
+    return sum(float(x[0]) for x in a)
+step(); step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("kept", "plain")
+    }
+    if faults["plain"] < 10_000:
+        pytest.skip("this C library keeps memory by itself")
+    assert faults["kept"] < faults["plain"] / 20

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 
+import toys  # noqa: E402
 from torch import nn  # noqa: E402
 
 from hetero import models  # noqa: E402
@@ -16,7 +17,6 @@ from hetero.errors import ConfigError  # noqa: E402
 from hetero.fit import Settings  # noqa: E402
 from hetero.models._quantised import Quantised  # noqa: E402
 from hetero.train import GalleryRecipe, QueryRecipe, train_gallery, train_query  # noqa: E402
-from tests import toys  # noqa: E402
 
 
 def example(n: int = 4) -> torch.Tensor:
