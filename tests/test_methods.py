@@ -26,7 +26,7 @@ OTHER = {
     "bank": 280,
     "parts": 8,
     "bits": 1,
-    "form": "triplet",
+    "form": "contrastive",
 }
 
 
@@ -114,7 +114,6 @@ def test_every_setting_is_described(name: str) -> None:
 
 #: Settings that act under others than the defaults only.
 UNDER: dict[tuple[str, str], dict[str, Any]] = {
-    ("aml", "margin"): {"form": "triplet"},
     ("aml", "positive"): {"form": "contrastive"},
     ("aml", "negative"): {"form": "contrastive"},
 }

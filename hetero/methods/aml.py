@@ -32,10 +32,10 @@ class Method:
         label: Take all pictures of a class as positives; if false, only the picture itself.
     """
 
-    form: str = "contrastive"
+    form: str = "triplet"
     positive: float = 1.0
     negative: float = 0.3
-    margin: float = 0.1
+    margin: float = 0.4
     weight: float = 10.0
     label: bool = False
     needs: ClassVar[frozenset[str]] = frozenset()
