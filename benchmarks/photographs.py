@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--method", default="csd+regression")
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--mix", type=float, default=0.5)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -130,6 +130,35 @@ def _speed() -> list[str]:
     )
 
 
+def _tradeoffs() -> list[str]:
+    """One row a data set: what query models of a 4th, a 20th and an 80th of the cost find."""
+    rows = []
+    for path in sorted(RESULTS.glob("tradeoff-*.json")):
+        raw = json.loads(path.read_text())
+        jobs = raw["jobs"]
+
+        def of(name: str, corner: str, jobs: dict[str, Any] = jobs) -> str:
+            (scores,) = jobs[name]["scores"].values()
+            return f"{100 * scores[corner]['recall_at_1']:.1f} / {100 * scores[corner]['map']:.1f}"
+
+        cells = [of("gallery", "own"), *(of(f"query-{x}x", "heterogeneous") for x in (4, 20, 80))]
+        rows.append(
+            f"| {path.stem.removeprefix('tradeoff-')} | {' | '.join(cells)} "
+            f"| {of('alone-20x', 'own')} | `{raw['command']}` |"
+        )
+    if not rows:
+        return []
+    return [
+        "At most 15 CPU minutes of training for a query model; Recall@1 / mAP in the gallery's "
+        "index. [docs/results.md](docs/results.md) has methods beside it, and what else was tried.",
+        "",
+        "| | paragon | 4x fewer MACs | 20x | 80x | at 20x trained alone, its own index | command |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
 def render() -> str:
     """The results block as Markdown."""
     lines: list[str] = []
@@ -152,6 +181,7 @@ def render() -> str:
             shown = " | ".join(f"{100 * c['value']:.1f}" for c in cells)
             lines.append(f"| {r['seed']} | {r['verdict']} | {shown} |")
         lines.append("")
+    lines += _tradeoffs()
     lines += _speed()
     return "\n".join(lines).strip()
 

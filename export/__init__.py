@@ -6,6 +6,7 @@ a user's own. It offers:
     EXTRA          the extra of this package that brings its libraries
     SUFFIX         ".onnx": how its files end
     DYNAMIC_BATCH  whether one file can take any number of pictures
+    PRECISIONS     those it can write; a module that does not say writes fp32, fp16 and int8
     RUNS_HERE      "" if its own runtime can execute the files on this machine, else why not
     convert(job)   writes job.output and gives facts about how; called in a child process
     load(path)     a Runner for a file
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,7 +34,7 @@ from hetero._files import canonical_json, make_folder, storage_errors
 from hetero.bundle import Artifact, Bundle, digest
 from hetero.errors import BundleError, ConfigError, HeteroError
 from hetero.export import _child
-from hetero.export._job import ConvertJob, Facts, Runner
+from hetero.export._job import ConvertJob, Facts, Judging, Runner
 from hetero.export._parity import GATES
 from hetero.space import Embeddings
 
@@ -43,6 +45,7 @@ __all__ = [
     "ConvertJob",
     "Facts",
     "FileEmbedder",
+    "Judging",
     "Runner",
     "export",
     "export_each",
@@ -51,12 +54,16 @@ __all__ = [
     "load",
     "metadata_of",
     "module",
+    "precisions",
 ]
 
 SCHEMA = "hetero.model/1"
 
-#: "fp32", "fp16", "int8".
-PRECISIONS = tuple(GATES)
+#: What every format here can write. Some can write more: see `precisions`.
+PRECISIONS = ("fp32", "fp16", "int8")
+
+#: What each layer in int8 costs search, beside a file; kept in the bundle's logs/.
+SENSITIVITY = "sensitivity.json"
 
 #: Fewer calibration pictures than this cannot be split into a part to fit and a part to judge.
 MIN_CALIBRATION = 8
@@ -74,6 +81,18 @@ def module(format: str) -> ModuleType:
         ConfigError: There is none of this name; the message lists those there are.
     """
     return _plugins.load(__name__, format)
+
+
+def precisions(format: str) -> tuple[str, ...]:
+    """Names of the precisions that a format can write: fp32, fp16, int8, and what it has beside.
+
+    "int8w" is int8 of weights alone. "palette6" is weights out of 64 values a layer.
+
+    Raises:
+        ConfigError: There is no format of this name.
+    """
+    found: tuple[str, ...] = getattr(module(format), "PRECISIONS", PRECISIONS)
+    return found
 
 
 def load(path: Path, format: str) -> Runner:
@@ -154,6 +173,7 @@ def export(
     precision: str,
     *,
     calibration: UInt8[np.ndarray, "n s s 3"] | None = None,
+    judging: Judging | None = None,
     bake: bool = True,
     batch: int | None = None,
     threads: int = 1,
@@ -170,8 +190,10 @@ def export(
         bundle: Its weights and probe are verified; its other files need not be whole, so that an
             altered model file can be made anew.
         format: See `formats`.
-        precision: See `PRECISIONS`.
+        precision: See `precisions`.
         calibration: Training pictures, 100 or so; needed for int8, without effect else.
+        judging: If given, as few layers of an int8 file stay float as keep search within its
+            limits; else all are int8. Without effect on Core ML, whose int8 is of weights alone.
         bake: Put the preprocessing into the file.
         batch: Pictures a call; None for any number where the format can, else 1.
         threads: For the converter.
@@ -189,6 +211,7 @@ def export(
         format,
         (precision,),
         calibration=calibration,
+        judging=judging,
         bake=bake,
         batch=batch,
         threads=threads,
@@ -204,6 +227,7 @@ def export_each(
     precisions: Sequence[str],
     *,
     calibration: UInt8[np.ndarray, "n s s 3"] | None = None,
+    judging: Judging | None = None,
     bake: bool = True,
     batch: int | None = None,
     threads: int = 1,
@@ -220,6 +244,7 @@ def export_each(
         format: Of all.
         precisions: In this order.
         calibration: Needed if one of them is int8.
+        judging: Of int8.
         bake: Of all.
         batch: Of all.
         threads: Of all.
@@ -227,13 +252,14 @@ def export_each(
         on_line: Told in a line what happens.
     """
     jobs = [_job(bundle, format, p, calibration, bake, batch, threads) for p in precisions]
-    return _each(bundle, jobs, calibration, timeout_s, on_line or (lambda _: None))
+    return _each(bundle, jobs, calibration, judging, timeout_s, on_line or (lambda _: None))
 
 
 def _each(
     bundle: Bundle,
     jobs: Sequence[ConvertJob],
     calibration: UInt8[np.ndarray, "n s s 3"] | None,
+    judging: Judging | None,
     timeout_s: float,
     say: Callable[[str], None],
 ) -> Iterator[Bundle]:
@@ -246,6 +272,12 @@ def _each(
         if calibration is not None:
             with storage_errors(bundle.root):
                 np.save(pixels, calibration, allow_pickle=False)
+        limits: dict[str, Any] = {}
+        if judging is not None:
+            with storage_errors(bundle.root):
+                judging.save(scratch / "judge.npz")
+            limits = {"most_lost": judging.most_lost, "most_flips": judging.most_flips}
+            limits["judge"] = scratch / "judge.npz"
         placed = []
         for job in jobs:
             folder = make_folder(scratch / job.precision)
@@ -254,6 +286,7 @@ def _each(
                     job,
                     output=folder / file_name(format, job.precision, job.bake),
                     calibration=pixels if job.precision == "int8" else None,
+                    **(limits if job.precision == "int8" else {}),
                 )
             )
         say(f"{format} {', '.join(j.precision for j in placed)}: converting")
@@ -276,6 +309,10 @@ def _each(
             what = f"{format} {job.precision}"
             if "fallback" in facts:
                 say(f"{what}: {facts['fallback']}")
+            if facts.get("layers_in_float"):
+                say(f"{what}: in float: {facts['float_layers']}")
+            if (table := job.output.with_name(SENSITIVITY)).exists():
+                os.replace(table, log.with_name(f"sensitivity-{format}.json"))
             say(
                 f"{what}: {size / 2**20:.2f} MiB, worst cosine to PyTorch "
                 f"{facts['cosine_worst']:.6f}, {facts['conversion_s']:.1f} s"
@@ -294,8 +331,9 @@ def _job(
 ) -> ConvertJob:
     """The job of a call, its arguments checked before anything is started."""
     variant = module(format)
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    if precision not in (known := precisions(format)):
+        what = f"{format} has no" if precision in GATES else "unknown"
+        raise ConfigError(f"{what} precision {precision!r}; there are {', '.join(known)}")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}; leave it out for any number")
     if threads < 1:

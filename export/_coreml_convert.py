@@ -25,7 +25,7 @@ from hetero.export._job import ConvertJob, Facts
 from hetero.export._mil_store import WEIGHTS_KEY, line, message, model_file
 from hetero.models import FromPixels
 
-#: Weights of fewer elements stay float in int8: they save little and lose most.
+#: Weights of fewer elements stay float: they save little and lose most.
 LEAST_INT8 = 2048
 
 #: The operations that F.normalize and the linear layer before it become.
@@ -150,6 +150,28 @@ def int8(model: Any) -> Any:
     return compress.linear_quantize_weights(
         model, compress.OptimizationConfig(global_config=config)
     )
+
+
+def palette(model: Any, bits: int) -> Any:
+    """The model with its larger weights as numbers of 2**bits values, k-means per layer.
+
+    Values are clustered in one dimension, exactly, after rounding to float16, by the library that
+    coremltools brings: the same on every machine, and in seconds where iterating takes minutes.
+    """
+    from coremltools.models.neural_network.quantization_utils import (
+        _get_kmeans_lookup_table_and_weight as clustered,
+    )
+    from coremltools.optimize import coreml as compress
+
+    def table(weight: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+        # One fixed number of bits: the table has to be full also where fewer values occur.
+        values, which = clustered(bits, weight.astype(np.float16), force_kmeans1d=True)
+        return values.astype(weight.dtype), which.astype(np.uint8)
+
+    config = compress.OpPalettizerConfig(
+        mode="custom", lut_function=table, weight_threshold=LEAST_INT8
+    )
+    return compress.palettize_weights(model, compress.OptimizationConfig(global_config=config))
 
 
 def save(model: Any, job: ConvertJob) -> None:

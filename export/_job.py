@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from hetero.errors import ConfigError
 
@@ -55,6 +55,47 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Judging:
+    """Pictures by which int8 is judged, and what it may lose: see `hetero.export._mixed`.
+
+    Attributes:
+        pixels: Queries at input size, of classes that no model was trained on.
+        labels, groups: Of the queries; see `hetero.retrieval.Truth`.
+        gallery: The gallery model's vectors of what is searched.
+        gallery_labels, gallery_groups: Of those.
+        most_lost: Recall@1 that may be lost against PyTorch, in 0..1.
+        most_flips: Share of queries that may turn from right to wrong, in 0..1.
+    """
+
+    pixels: UInt8[np.ndarray, "q s s 3"]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    gallery: Float32[np.ndarray, "g d"]
+    gallery_labels: tuple[str, ...]
+    gallery_groups: tuple[str, ...]
+    most_lost: float = 0.005
+    most_flips: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be judged by."""
+        if not (0 <= self.most_lost <= 1 and 0 <= self.most_flips <= 1):
+            raise ConfigError(
+                "int8 may lose a share of queries, 0 to 1; got "
+                f"most_lost={self.most_lost}, most_flips={self.most_flips}"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the arrays, for the child process."""
+        texts = ("labels", "groups", "gallery_labels", "gallery_groups")
+        np.savez(
+            path,
+            pixels=self.pixels,
+            gallery=self.gallery,
+            **{k: np.asarray(getattr(self, k), np.str_) for k in texts},  # type: ignore[arg-type]
+        )
+
+
 @dataclass(frozen=True)
 class ConvertJob:
     """What a format's `convert` has to write; travels to the child process as JSON.
@@ -63,7 +104,7 @@ class ConvertJob:
         bundle: Root of the bundle whose weights are converted.
         output: The file (or folder) to write; its folder exists.
         format: The format's name.
-        precision: "fp32", "fp16" or "int8".
+        precision: One of those that the format can write.
         bake: True: uint8 NHWC in, preprocessing inside. False: float32 NCHW, normalised outside.
         batch: Fixed number of pictures a call, or 0 for any number.
         size_px: Side of the input.
@@ -71,6 +112,8 @@ class ConvertJob:
         metadata: Texts that the file has to carry, all keys begin with "hetero.".
         calibration: A .npy file of uint8 NHWC training pictures; given for int8, else None.
         threads: For the converter and the runtimes it calls.
+        judge: A .npz of `Judging`, if int8 shall keep to limits.
+        most_lost, most_flips: Those limits.
     """
 
     bundle: Path
@@ -84,6 +127,9 @@ class ConvertJob:
     metadata: Mapping[str, str]
     calibration: Path | None = None
     threads: int = 1
+    judge: Path | None = None
+    most_lost: float = 1.0
+    most_flips: float = 1.0
 
     @property
     def input(self) -> Literal["uint8_nhwc", "float32_nchw"]:
@@ -104,9 +150,8 @@ class ConvertJob:
     def from_json(cls, text: str) -> ConvertJob:
         """The job that `to_json` wrote."""
         raw = json.loads(text)
-        calibration = raw["calibration"] and Path(raw["calibration"])
-        paths = {"bundle": Path(raw["bundle"]), "output": Path(raw["output"])}
-        return cls(**{**raw, **paths, "calibration": calibration})
+        kept = ("bundle", "output", "calibration", "judge")
+        return cls(**{**raw, **{k: raw[k] and Path(raw[k]) for k in kept}})
 
 
 def in_batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,19 @@ from hetero.export._job import ConvertJob
 #: Operators that do the work; what lies before the first or after the last stays float32.
 _WEIGHTY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
+#: Operators that move numbers, or that run together with the one before: they round nothing.
+_PASSIVE = frozenset(
+    {"Relu", "Clip", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather"}
+    | {"Shape", "Expand", "Split", "MaxPool", "Pad", "Identity", "Cast", "Constant"}
+)
+
 #: In nets with attention, quantising more than these costs accuracy and gains no time.
 _ATTENTION = frozenset({"Softmax", "LayerNormalization", "Attention"})
 
 _PERCENT = 99.99
+
+#: Ways of choosing the range of an activation.
+RANGES = ("min-max", f"{_PERCENT}%")
 
 
 def half(model: Any) -> Any:
@@ -38,40 +47,65 @@ def half(model: Any) -> Any:
     return half.model
 
 
-def int8(model: Any, inputs: np.ndarray[Any, Any], job: ConvertJob) -> dict[str, bytes]:
-    """For each way of choosing ranges, a model with int8 weights and uint8 activations."""
-    import onnx
-    from onnxruntime import quantization as q
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+class Int8:
+    """One model in int8, as often as wanted: calibrated once for each way of choosing ranges.
 
-    plain, ready = (job.output.with_name(f"{n}.onnx") for n in ("plain", "ready"))
-    onnx.save(model, str(plain))
-    # Symbolic shape inference fails on what torch.export makes of the L2 tail (onnxruntime 1.32).
-    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    graph = onnx.load(str(ready)).graph
-    kinds = {n.op_type for n in graph.node}
-    candidates = {}
-    for name, method in (
-        ("min-max", q.CalibrationMethod.MinMax),
-        (f"{_PERCENT}%", q.CalibrationMethod.Percentile),
-    ):
-        path = job.output.with_name(f"{name}.onnx")
+    Args:
+        model: In float32.
+        inputs: Calibration pictures as the file takes them.
+        job: What is written; intermediate files lie beside its output.
+    """
+
+    def __init__(self, model: Any, inputs: np.ndarray[Any, Any], job: ConvertJob) -> None:
+        import onnx
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        plain, self._ready = (job.output.with_name(f"{n}.onnx") for n in ("plain", "ready"))
+        onnx.save(model, str(plain))
+        # Symbolic shape inference fails on what torch.export makes of the L2 tail (1.32).
+        quant_pre_process(str(plain), str(self._ready), skip_symbolic_shape=True)
+        graph = onnx.load(str(self._ready)).graph
+        self._outside = [n.name for n in _outside(graph)]
+        kinds = {n.op_type for n in graph.node}
+        self._types = ["Conv", "Gemm", "MatMul"] if kinds & _ATTENTION else None
+        self._input, self._inputs, self._batch = graph.input[0].name, inputs, job.batch or 1
+        outside = {*self._outside}
+        #: Names of the nodes that int8 rounds, in order: additions lose as much as convolutions.
+        self.layers = tuple(
+            n.name
+            for n in graph.node
+            if n.name not in outside
+            and n.op_type not in _PASSIVE
+            and (self._types is None or n.op_type in self._types)
+        )
+
+    def make(self, ranges: str, kept: Collection[int] = ()) -> bytes:
+        """The model with int8 weights and uint8 activations.
+
+        Args:
+            ranges: One of `RANGES`.
+            kept: Positions in `layers` of those that stay float.
+        """
+        from onnxruntime import quantization as q
+
+        percentile = ranges != "min-max"
+        path = self._ready.with_name(f"{ranges}.onnx")
         q.quantize_static(
-            str(ready),
+            str(self._ready),
             str(path),
-            _reader(graph.input[0].name, inputs, job.batch or 1),
+            _reader(self._input, self._inputs, self._batch),
             quant_format=q.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"] if kinds & _ATTENTION else None,
+            op_types_to_quantize=self._types,
             per_channel=True,
             activation_type=q.QuantType.QUInt8,
             weight_type=q.QuantType.QInt8,
-            nodes_to_exclude=[n.name for n in _outside(graph)],
-            calibrate_method=method,
+            nodes_to_exclude=[*self._outside, *(self.layers[i] for i in kept)],
+            calibrate_method=getattr(q.CalibrationMethod, "Percentile" if percentile else "MinMax"),
             # One batch at a time; else the histograms keep every activation of every picture.
             extra_options={"CalibPercentile": _PERCENT, "CalibStridedMinMax": 1},
+            calibration_cache_path=str(path.with_suffix(".json")),
         )
-        candidates[name] = path.read_bytes()
-    return candidates
+        return path.read_bytes()
 
 
 def _reader(name: str, inputs: np.ndarray[Any, Any], batch: int) -> Any:

@@ -47,6 +47,8 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         "fp32": Gate(cosine_worst=0.99999, cosine_median=0.99999, max_abs_diff=1e-4),
         "fp16": Gate(cosine_worst=0.999, cosine_median=0.999, max_abs_diff=0.1),
         "int8": Gate(cosine_worst=0.80, cosine_median=0.95, max_abs_diff=1.0),
+        "int8w": Gate(cosine_worst=0.90, cosine_median=0.99, max_abs_diff=1.0),
+        "palette6": Gate(cosine_worst=0.80, cosine_median=0.95, max_abs_diff=1.0),
     }
 )
 

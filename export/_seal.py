@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from hetero.errors import BundleError
+from hetero.export import _guard
 
 #: Name under which a file's metadata holds its seal.
 KEY = "hetero.seal"
@@ -42,12 +43,10 @@ def read(path: Path, what: str) -> bytes:
         what: The format, for messages: "a TFLite".
 
     Raises:
-        BundleError: It cannot be read, was not written by an exporter of ours, or was altered.
+        BundleError: It cannot be read, was not written by an exporter of ours, was altered, or does
+            not hold together.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+    raw = _guard.bounded(path)
     found = _SEAL.findall(raw)
     if len(found) != 1:
         raise BundleError(
@@ -59,4 +58,6 @@ def read(path: Path, what: str) -> bytes:
             f"{path}: altered since it was exported ({len(raw)} bytes do not match their seal); "
             "export or copy it again"
         )
+    # Anybody can write a seal; what a runtime is given has to hold together besides.
+    _guard.structure(raw, str(path), what)
     return raw

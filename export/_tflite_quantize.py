@@ -8,7 +8,7 @@ division may end the process.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,12 @@ import numpy as np
 #: Operators that do the work; what lies before the first or after the last stays float in int8.
 _WEIGHTY = frozenset(
     {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV", "CONV_3D"}
+)
+
+#: Operators that move numbers: they round nothing.
+_PASSIVE = frozenset(
+    {"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "SLICE", "STRIDED_SLICE"}
+    | {"GATHER", "SPLIT", "MAX_POOL_2D", "RELU", "RELU6", "SHAPE", "BROADCAST_TO", "CAST"}
 )
 
 #: Share of an activation's values, in percent, that the narrower of the two ranges holds.
@@ -45,13 +51,19 @@ def half(model: bytes) -> bytes:
     return bytes(work.quantize(enable_progress_report=False).quantized_model)
 
 
-def int8(model: bytes, sample: np.ndarray[Any, Any], found: Mapping[str, _Range]) -> bytes:
+def int8(
+    model: bytes,
+    sample: np.ndarray[Any, Any],
+    found: Mapping[str, _Range],
+    kept: Collection[str] = (),
+) -> bytes:
     """The model with int8 weights per channel and int8 activations.
 
     Args:
         model: In float32.
         sample: One batch of inputs.
         found: Tensor name -> the range its values get, see `ranges`.
+        kept: Those of `layers` that stay float.
     """
     from litert_quantizer import qtyping, quantizer
 
@@ -60,7 +72,7 @@ def int8(model: bytes, sample: np.ndarray[Any, Any], found: Mapping[str, _Range]
     work.add_static_config(
         regex=".*", operation_name=everything, activation_num_bits=8, weight_num_bits=8
     )
-    for name in _outside(model):
+    for name in (*_outside(model), *kept):
         # The division of the L2 tail can abort in int8, and one picture's length decides it all.
         work.update_quantization_recipe(
             regex=f"^{re.escape(name)};?$", operation_name=everything, algorithm_key="no_quantize"
@@ -135,14 +147,36 @@ def _activations(
                 yield name, values
 
 
-def _outside(model: bytes) -> list[str]:
-    """Scopes of the operators before the first and after the last weighty one on each path."""
+def layers(model: bytes) -> tuple[str, ...]:
+    """Scopes of the operators that int8 rounds, in order; additions lose as much as others."""
+    main, kinds = _graph(model)
+    outside = {*_outside(model)}
+    scopes = [
+        _scope(main, at)
+        for at, op in enumerate(main.operators)
+        if kinds[op.opcodeIndex] not in _PASSIVE
+    ]
+    return tuple(dict.fromkeys(s for s in scopes if s not in outside))
+
+
+def _graph(model: bytes) -> tuple[Any, list[str]]:
+    """The main graph, and the kinds of operators by their code."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph = schema.ModelT.InitFromPackedBuf(model, 0)
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    weighty = {n for n, c in enumerate(graph.operatorCodes) if names[c.builtinCode] in _WEIGHTY}
-    main = graph.subgraphs[0]
+    return graph.subgraphs[0], [names[c.builtinCode] for c in graph.operatorCodes]
+
+
+def _scope(main: Any, at: int) -> str:
+    """The name by which a recipe finds an operator."""
+    return ";".join(main.tensors[i].name.decode() for i in main.operators[at].outputs)
+
+
+def _outside(model: bytes) -> list[str]:
+    """Scopes of the operators before the first and after the last weighty one on each path."""
+    main, kinds = _graph(model)
+    weighty = {n for n, kind in enumerate(kinds) if kind in _WEIGHTY}
 
     def reach(start: Iterable[int], forward: bool) -> set[int]:
         seen, edge = set(), {int(i) for i in start}
@@ -155,11 +189,8 @@ def _outside(model: bytes) -> list[str]:
                     edge |= {int(i) for i in far if i >= 0}
         return seen
 
-    found = reach(main.inputs, True) | reach(main.outputs, False)
-    return [
-        ";".join(main.tensors[i].name.decode() for i in main.operators[at].outputs)
-        for at in sorted(found)
-    ]
+    found = reach(map(int, main.inputs), True) | reach(map(int, main.outputs), False)
+    return [_scope(main, at) for at in sorted(found)]
 
 
 def _signature(model: bytes) -> tuple[str, str]:

@@ -5,7 +5,8 @@ program (`_mil`), which proves graph, weights, compression and float16 rounding,
 runtime.
 
 A baked package takes an RGB image, Core ML's form of uint8 NHWC, one picture a call. Here int8 is
-the form of the weights; Core ML computes in float16.
+the form of the weights, as int8w is in every format; Core ML computes in float16. palette6 stores
+each weight as the number of one of 64 values that suit the layer best.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from hetero.errors import BundleError, ConfigError, require
-from hetero.export import _mil, _mil_file, _mil_store, _seal
+from hetero.export import _guard, _mil, _mil_file, _mil_store, _seal
 from hetero.export._job import ConvertJob, Facts, Runner, in_batches
 
 EXTRA = "coreml"
@@ -37,6 +38,8 @@ RUNS_HERE = (
     else "needs macOS; checked here by reference execution of the MIL program, "
     "not by Apple's runtime"
 )
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8w", "palette6")
 
 _VERSIONS = ("torch", "coremltools")
 
@@ -60,16 +63,21 @@ def convert(job: ConvertJob) -> Facts:
         )
     from hetero.export import _coreml_convert as steps
     from hetero.export import _quantize
+    from hetero.models import timm
 
-    model, how = steps.converted(steps.whole(_quantize.net_of(job)), job)
+    model, how = steps.converted(steps.whole(timm.deployed(_quantize.net_of(job))), job)
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"target": "iOS 17, macOS 14", **how}
     half = job.precision != "fp32"
     facts["compute"] = "float16, L2 tail float32" if half else "float32"
     facts["weights"] = "float16" if half else "float32"
-    if job.precision == "int8":
+    if job.precision in ("int8", "int8w"):
         model = steps.int8(model)
         facts["weights"] = f"int8 per channel, symmetric, from {steps.LEAST_INT8} elements on"
+    elif job.precision == "palette6":
+        model = steps.palette(model, 6)
+        facts["weights"] = f"64 values a layer, k-means, from {steps.LEAST_INT8} elements on"
+    if job.precision in ("int8", "int8w", "palette6"):
         # coremltools finds the range of activations by running the model, which needs a Mac.
         facts |= {"activations": "float16, not quantised", "calibration": "not used"}
     steps.save(model, job)
@@ -83,6 +91,7 @@ def metadata(path: Path) -> dict[str, str]:
         BundleError: The package is missing, torn, altered or not one of ours.
         MissingExtraError: coremltools is not installed.
     """
+    _guard.package(path)
     _seal.read(_mil_store.model_file(path), "a Core ML")
     found = _mil_store.message(path).description.metadata.userDefined
     return {str(k): str(v) for k, v in found.items() if k.startswith("hetero.") and k != _seal.KEY}
@@ -98,6 +107,7 @@ def describe(path: Path) -> dict[str, object]:
         ExportError: It has control flow or a type that is not known here.
         MissingExtraError: coremltools is not installed.
     """
+    _guard.package(path)
     package = _mil_file.read(path)
     ops = Counter(op.type for op in package.operations)
     compression = {k: n for k, n in ops.items() if k.startswith("constexpr_")}
@@ -218,6 +228,7 @@ def load(path: Path, threads: int = 1) -> Runner:
         ExportError: The interpreter does not know an operation or input; the message names it.
         MissingExtraError: coremltools or PyTorch is not installed.
     """
+    _guard.package(path)
     # The seal covers the program and, as its text holds their hash, the weights.
     _seal.read(_mil_store.model_file(path), "a Core ML")
     return _Reference(path, threads) if RUNS_HERE else _Apple(path)

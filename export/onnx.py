@@ -25,6 +25,7 @@ EXTRA = "onnx"
 SUFFIX = ".onnx"
 DYNAMIC_BATCH = True
 RUNS_HERE = ""
+PRECISIONS = ("fp32", "fp16", "int8", "int8w")
 
 #: ONNX Runtime 1.17 (2024) and later read it.
 OPSET = 20
@@ -42,22 +43,38 @@ def convert(job: ConvertJob) -> Facts:
     require("onnxscript", EXTRA)
     onnx = require("onnx", EXTRA)
     _runtime()
-    from hetero.export import _onnx_quantize, _quantize
+    from hetero.export import SENSITIVITY, _mixed, _onnx_quantize, _onnx_weight_only, _quantize
+    from hetero.models import timm
+
+    def candidate(raw: bytes) -> Runner:
+        return _Session(raw, "candidate", job.threads)
 
     # One fused operator is the faster form, but it has no int8 kernel.
-    net = _quantize.net_of(job, "as it is" if job.precision == "int8" else "fused")
+    net = timm.deployed(_quantize.net_of(job, "as it is" if job.precision == "int8" else "fused"))
     model, how = trace(net, job)
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"opset": OPSET, **how}
     if job.precision == "fp16":
         model = _onnx_quantize.half(model)
+    elif job.precision == "int8w":
+        facts["int8_weights"] = _onnx_weight_only.int8w(model)
+        facts["activations"] = "float32, not quantised"
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
-        candidates = _onnx_quantize.int8(model, calibration.fit, job)
-        best, means = _quantize.best_of(
-            candidates, lambda raw: _Session(raw, "candidate", job.threads), calibration
-        )
-        model = onnx.load_from_string(candidates[best])
+        work = _onnx_quantize.Int8(model, calibration.fit, job)
+        candidates = {ranges: work.make(ranges) for ranges in _onnx_quantize.RANGES}
+        best, means = _quantize.best_of(candidates, candidate, calibration)
+        raw = candidates[best]
+        if job.judge is not None:
+            raw, more = _mixed.fewest_in_float(
+                lambda kept: work.make(best, kept),
+                work.layers,
+                candidate,
+                _mixed.Judge(job, net),
+                job.output.with_name(SENSITIVITY),
+            )
+            facts |= more
+        model = onnx.load_from_string(raw)
         facts |= {"ranges": best}
         facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
     write_atomically(job.output, _finished(model, job))

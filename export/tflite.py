@@ -25,6 +25,7 @@ EXTRA = "tflite"
 SUFFIX = ".tflite"
 DYNAMIC_BATCH = False
 RUNS_HERE = ""
+PRECISIONS = ("fp32", "fp16", "int8", "int8w")
 
 #: Name of the metadata buffer that holds our texts as JSON.
 METADATA = b"hetero"
@@ -45,24 +46,42 @@ def convert(job: ConvertJob) -> Facts:
     litert_torch = require("litert_torch", EXTRA)
     import torch
 
-    from hetero.export import _quantize, _tflite_quantize
+    from hetero.export import SENSITIVITY, _mixed, _quantize, _tflite_quantize, _tflite_weight_only
+    from hetero.models import timm
 
-    net = _quantize.net_of(job, "relu6" if job.precision == "int8" else "fused")
+    def candidate(raw: bytes) -> Runner:
+        return _Interpreter(raw, "candidate", job.threads)
+
+    net = timm.deployed(_quantize.net_of(job, "relu6" if job.precision == "int8" else "fused"))
     example = torch.zeros(job.input_shape, dtype=torch.uint8 if job.bake else torch.float32)
     model: bytes = litert_torch.convert(net, (example,)).model_content()
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     if job.precision == "fp16":
         model = _tflite_quantize.half(model)
+    elif job.precision == "int8w":
+        model = _tflite_weight_only.int8w(model)
+        facts["activations"] = "float32, not quantised"
     elif job.precision == "int8":
         calibration = _quantize.calibration_of(job, net)
+        plain, sample = model, calibration.fit[: job.batch]
+        ranges = _tflite_quantize.ranges(plain, calibration.fit, job.threads)
         candidates = {
-            name: _tflite_quantize.int8(model, calibration.fit[: job.batch], ranges)
-            for name, ranges in _tflite_quantize.ranges(model, calibration.fit, job.threads).items()
+            name: _tflite_quantize.int8(plain, sample, found) for name, found in ranges.items()
         }
-        best, means = _quantize.best_of(
-            candidates, lambda raw: _Interpreter(raw, "candidate", job.threads), calibration
-        )
+        best, means = _quantize.best_of(candidates, candidate, calibration)
         model = candidates[best]
+        if job.judge is not None:
+            layers = _tflite_quantize.layers(plain)
+            model, more = _mixed.fewest_in_float(
+                lambda kept: _tflite_quantize.int8(
+                    plain, sample, ranges[best], [layers[i] for i in kept]
+                ),
+                layers,
+                candidate,
+                _mixed.Judge(job, net),
+                job.output.with_name(SENSITIVITY),
+            )
+            facts |= more
         facts |= {"ranges": best}
         facts |= {f"held_out_cosine_{name}": mean for name, mean in means.items()}
     write_atomically(job.output, _finished(model, job))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,9 @@ from hetero.space import Space
 
 SCHEMA = "hetero.bundle/1"
 MANIFEST = "manifest.json"
+
+#: Far more than any manifest has.
+MAX_MANIFEST_BYTES = 16 << 20
 
 Role = Literal["gallery", "query"]
 
@@ -260,17 +264,22 @@ class Bundle:
         """
         path = root / MANIFEST
         try:
-            raw = json.loads(path.read_bytes())
+            # A pipe would never end, and neither would a link to a device.
+            if path.exists() and not path.is_file():
+                raise BundleError(f"{path}: cannot be read (not an ordinary file)")
+            if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+                raise BundleError(f"{path}: {size} bytes, a manifest has {MAX_MANIFEST_BYTES}")
+            raw = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
         except FileNotFoundError:
             raise BundleError(
                 f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train`"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path}: cannot be read ({error})") from error
+            raise BundleError(f"{path}: cannot be read ({str(error)[:200]})") from error
         found = raw.get("schema") if isinstance(raw, dict) else None
         if found != SCHEMA:
             raise BundleError(
-                f"{path}: schema {found!r}, this program reads {SCHEMA!r}; "
+                f"{path}: schema {repr(found)[:60]}, this program reads {SCHEMA!r}; "
                 "use the version that wrote it, or train and export again"
             )
         if raw.pop("sha256", None) != _seal(raw):
@@ -287,7 +296,7 @@ class Bundle:
                 f"{path}: {error.error_count()} mistakes, first at {where}: {first['msg']}"
             ) from error
         except ConfigError as error:
-            raise BundleError(f"{path}: {error}") from error
+            raise BundleError(f"{path}: {str(error)[:500]}") from error
         if verify:
             bundle.verify()
         return bundle
@@ -307,7 +316,8 @@ class Bundle:
                 if not all(p.resolve().is_relative_to(home) for p in (path, *path.rglob("*"))):
                     raise BundleError(f"{path}: leads out of the bundle")
                 got, size = digest(path)
-            except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            # RuntimeError: links in a circle; ValueError: a name that no file can have.
+            except (OSError, RuntimeError, ValueError) as error:
                 raise BundleError(f"{path}: cannot be read ({error})") from error
             if got != item.sha256:
                 raise BundleError(
@@ -392,6 +402,18 @@ class Bundle:
 
     def _write(self) -> None:
         write_json(self.root / MANIFEST, _sealed(self.manifest))
+
+
+def _finite(text: str) -> float:
+    """The number that a text in JSON stands for.
+
+    Raises:
+        ValueError: It is NaN or infinite, which no manifest holds and JSON does not know.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} where a finite number was expected")
+    return value
 
 
 def _seal(content: Mapping[str, object]) -> str:

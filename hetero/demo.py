@@ -12,7 +12,7 @@ from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.report import Report
 from hetero.stages import checking, exporting, running
-from hetero.train import GalleryRecipe, QueryRecipe, train_gallery, train_query
+from hetero.train import QUERY_LR, GalleryRecipe, QueryRecipe, train_gallery, train_query
 
 FORMATS = ("onnx", "tflite", "coreml")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -84,10 +84,12 @@ def run(
         resume=resume,
         reporter=reporter,
     )
-    settings = replace(settings, epochs=size.query_epochs)
+    # Exact targets bear, and need, a higher rate than a classifier's.
+    settings = replace(settings, epochs=size.query_epochs, lr=QUERY_LR)
     query = train_query(
         gallery, images, size.query, settings, output / "query", resume=resume, reporter=reporter
     )
+    settings = replace(settings, lr=Settings.lr)
     alone = replace(size.gallery, backbone=size.query.backbone)
     control = train_gallery(
         images, alone, preprocess, settings, output / "control", resume=resume, reporter=reporter
@@ -97,6 +99,7 @@ def run(
         FORMATS,
         PRECISIONS,
         images=images,
+        gallery=gallery,
         bake=True,
         batch=None,
         resume=resume,

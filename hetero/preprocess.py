@@ -111,7 +111,8 @@ class Preprocess:
             )
             return cls(**{**value, "mean": mean, "std": std})  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-            raise BundleError(f"not a preprocess spec: {value!r} ({error})") from error
+            shown, why = repr(value)[:300], str(error)[:300]
+            raise BundleError(f"not a preprocess spec: {shown} ({why})") from error
 
     @property
     def sha256(self) -> str:
@@ -131,7 +132,10 @@ class Preprocess:
         if rgb.shape[:2] == (self.size_px, self.size_px):
             return rgb.copy()
         kernel = Image.Resampling[self.resize.upper()]
-        return np.asarray(Image.fromarray(rgb).resize((self.size_px, self.size_px), kernel))
+        # Across, then down: which comes first decides how a squashed picture is rounded, and
+        # Pillow 13 changed its mind about tall ones.
+        wide = Image.fromarray(rgb).resize((self.size_px, rgb.shape[0]), kernel)
+        return np.asarray(wide.resize((self.size_px, self.size_px), kernel))
 
     def tensor(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n 3 h w"]:
         """Normalised input, NCHW, float32: (x/255 - mean) / std per channel."""

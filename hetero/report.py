@@ -392,6 +392,8 @@ class Report:
             LookupError,
             TypeError,
             AttributeError,
+            ArithmeticError,
+            RecursionError,
             ConfigError,
             DataError,
         ) as error:

@@ -35,6 +35,7 @@ NEED_AN_EXTRA = {
     "hetero.export._mil_ops",
     "hetero.export._mil_packed",
     "hetero.export._mil_spatial",
+    "hetero.export._mixed",
     "hetero.export._quantize",
     "hetero.fit",
     "hetero.heads",

@@ -522,4 +522,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     }
     if faults["plain"] < 10_000:
         pytest.skip("this C library keeps memory by itself")
-    assert faults["kept"] < faults["plain"] / 20
+    assert faults["kept"] < faults["plain"] / 4

@@ -15,7 +15,7 @@ import warnings
 
 import typer
 
-from hetero.cli import adopt, align, bundles, check, demo, machines, train
+from hetero.cli import adopt, align, bundles, check, demo, diagnose, machines, snippet, train
 from hetero.errors import HeteroError, StorageError
 
 app = typer.Typer(
@@ -36,6 +36,8 @@ for command in (
     check.check,
     check.bench,
     check.report,
+    diagnose.diagnose,
+    snippet.snippet,
     machines.devices,
     machines.doctor,
     bundles.inspect,

@@ -47,7 +47,10 @@ Formats = Annotated[
     list[str] | None, typer.Option("--format", "-f", help="onnx, tflite, coreml. Repeatable.")
 ]
 Precisions = Annotated[
-    list[str] | None, typer.Option("--precision", "-p", help="fp32, fp16, int8. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--precision", "-p", help="fp32, fp16, int8, int8w; palette6 (Core ML). Repeatable."
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime on the device.")]
 Set = Annotated[

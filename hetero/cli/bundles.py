@@ -40,6 +40,16 @@ def export(
     format: Formats = None,
     precision: Precisions = None,
     data: Data = "",
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="Bundle of the gallery model: int8 keeps search in its index whole."),
+    ] = None,
+    most_lost: Annotated[
+        float, typer.Option(help="Recall@1 that int8 may lose there, as a share.")
+    ] = 0.005,
+    most_flips: Annotated[
+        float, typer.Option(help="Share of queries that int8 may turn from right to wrong.")
+    ] = 0.01,
     no_bake: Annotated[
         bool, typer.Option("--no-bake", help="Leave preprocessing outside: float32 NCHW in.")
     ] = False,
@@ -61,6 +71,9 @@ def export(
         format or list(formats.formats()),
         precisions,
         images=embedding.load_images(data, made) if "int8" in precisions else None,
+        gallery=load_bundle(gallery, "gallery") if gallery else None,
+        most_lost=most_lost,
+        most_flips=most_flips,
         bake=not no_bake,
         batch=batch,
         resume=resume,

@@ -2,27 +2,110 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, DataError
+from hetero.evaluate import task
 from hetero.progress import Reporter
+from hetero.stages.embedding import embed
+
+if TYPE_CHECKING:
+    from hetero.export import Judging
 
 #: Training pictures given to int8 calibration.
 CALIBRATION = 256
 
+#: Training pictures among which those are chosen.
+POOL = 4096
 
-def calibration_pixels(bundle: Bundle, images: Images) -> UInt8[np.ndarray, "n s s 3"]:
-    """Training pictures for int8, spread evenly over the training rows."""
+#: Queries by which int8 is judged, and pictures they search, at most.
+JUDGED = 2000
+
+
+def calibration_pixels(
+    bundle: Bundle, images: Images, reporter: Reporter
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """Training pictures for int8 that cover what the model tells apart.
+
+    The pictures nearest to the centres of so many clusters of the model's own vectors: evenly
+    spaced rows would give rare kinds of pictures, which use the ends of ranges, no say.
+    """
     rows = images.rows("train")
     if not rows:
         raise DataError(f"{images.name}: no training picture to calibrate int8 with")
-    some = sorted({int(i) for i in np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows)))})
-    return images.pixels([rows[i] for i in some], bundle.preprocess)
+    some = [rows[i] for i in _spread(len(rows), POOL)]
+    pixels = images.pixels(some, bundle.preprocess)
+    if len(some) > CALIBRATION:
+        vectors = embed(bundle, [images.ids[r] for r in some], pixels, reporter).vectors
+        pixels = pixels[covering(vectors, CALIBRATION)]
+    return pixels
+
+
+def covering(vectors: Float32[np.ndarray, "n d"], count: int) -> Int64[np.ndarray, " m"]:
+    """Rows nearest to the centres of `count` clusters, ascending, each once; repeatable."""
+    from scipy.cluster.vq import kmeans2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty cluster is no harm here
+        centres, _ = kmeans2(vectors, count, iter=10, minit="++", seed=0)
+    nearest: Int64[np.ndarray, " m"] = np.unique((vectors @ centres.T).argmax(axis=0))
+    return nearest
+
+
+def judging(
+    bundle: Bundle,
+    gallery: Bundle,
+    images: Images,
+    reporter: Reporter,
+    *,
+    most_lost: float,
+    most_flips: float,
+) -> Judging:
+    """Validation pictures in the gallery's index, by which int8 is held to limits.
+
+    Args:
+        bundle: Whose files are judged.
+        gallery: Whose index is searched.
+        images: Their validation split is used.
+        reporter: Shows progress.
+        most_lost: See `hetero.export.Judging`.
+        most_flips: See there.
+
+    Raises:
+        SpaceMismatchError: The two bundles are not of one space.
+        DataError: The validation split cannot be searched.
+    """
+    from hetero.export import Judging
+
+    gallery.space.must_match(bundle.space, f"bundle {bundle.root}")
+    job = task(images, "val")
+    t = job.truth
+    place = {name: row for row, name in zip(job.rows, job.ids, strict=True)}
+    queries = _spread(len(job.query_ids), JUDGED)
+    seen = images.pixels([place[job.query_ids[i]] for i in queries], bundle.preprocess)
+    searched = images.pixels([place[i] for i in job.gallery_ids], gallery.preprocess)
+    return Judging(
+        seen,
+        tuple(t.query_labels[i] for i in queries),
+        tuple(t.query_groups[i] for i in queries),
+        embed(gallery, job.gallery_ids, searched, reporter).vectors,
+        t.gallery_labels,
+        t.gallery_groups,
+        most_lost,
+        most_flips,
+    )
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many positions, evenly spaced."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(most, count))})
 
 
 def export_all(
@@ -31,6 +114,9 @@ def export_all(
     precisions: Sequence[str],
     *,
     images: Images | None,
+    gallery: Bundle | None = None,
+    most_lost: float = 0.005,
+    most_flips: float = 0.01,
     bake: bool,
     batch: int | None,
     resume: bool,
@@ -41,8 +127,13 @@ def export_all(
     Args:
         bundle: Of a query (or gallery) model.
         formats: Which; see `hetero.export`.
-        precisions: Which of fp32, fp16, int8.
+        precisions: Which; a format leaves out those it does not have, see
+            `hetero.export.precisions`.
         images: For int8 calibration; needed only then.
+        gallery: If given, int8 files keep as many layers in float as search in this model's index
+            needs to stay within the limits.
+        most_lost: Those limits, see `hetero.export.Judging`.
+        most_flips: See there.
         bake: Put preprocessing into the files.
         batch: Pictures a call; None for what the format likes.
         resume: Leave files alone that are there already and still from these weights.
@@ -50,24 +141,34 @@ def export_all(
     """
     from hetero import export
 
-    for name in formats:
-        export.module(name)
-    unknown = sorted(set(precisions) - set(export.PRECISIONS))
+    able = {name: export.precisions(name) for name in formats}
+    every = list(dict.fromkeys(p for known in able.values() for p in known))
+    unknown = sorted(set(precisions) - set(every))
     if unknown:
         raise ConfigError(
-            f"unknown precision {unknown[0]!r}; there are {', '.join(export.PRECISIONS)}"
+            f"unknown precision {unknown[0]!r} for {', '.join(formats)}; "
+            f"there are {', '.join(every)}"
         )
-    calibration = None
+    calibration = held = None
     if "int8" in precisions:
         if images is None:
             raise ConfigError("int8 needs calibration pictures; name a collection with --data")
-        calibration = calibration_pixels(bundle, images)
+        calibration = calibration_pixels(bundle, images, reporter)
+        if gallery is not None:
+            held = judging(
+                bundle, gallery, images, reporter, most_lost=most_lost, most_flips=most_flips
+            )
     kept = "uint8_nhwc" if bake else "float32_nchw"
-    with reporter.bar("export", len(formats) * len(precisions)) as bar:
+    count = sum(p in known for known in able.values() for p in precisions)
+    with reporter.bar("export", count) as bar:
         for format in formats:
             have = {f.precision for f in bundle.exported() if (f.kind, f.input) == (format, kept)}
-            wanted = [p for p in precisions if not (resume and p in have)]
-            bar.advance(len(precisions) - len(wanted))
+            here = [p for p in precisions if p in able[format]]
+            for p in precisions:
+                if p not in here:
+                    reporter.line(f"{format}: has no {p}; left out")
+            wanted = [p for p in here if not (resume and p in have)]
+            bar.advance(len(here) - len(wanted))
             if not wanted:
                 continue
             # One child process for all precisions of a format: its libraries load once.
@@ -76,6 +177,7 @@ def export_all(
                 format,
                 wanted,
                 calibration=calibration,
+                judging=held,
                 bake=bake,
                 batch=batch,
                 on_line=reporter.line,

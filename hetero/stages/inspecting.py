@@ -7,8 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hetero.bundle import Bundle
+from hetero.bundle import Bundle, digest
 from hetero.errors import ConfigError
+from hetero.passport import SUFFIX as PASSPORT
+from hetero.passport import Passport, beside, check_file
 from hetero.report import Report
 from hetero.space import Embeddings
 
@@ -22,14 +24,23 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     from hetero import export
 
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)[:200]!r}: no path of a file ({error})") from error
+    if not there:
         raise ConfigError(f"{path}: there is no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path}: neither a file nor a folder")
+    if path.name.endswith(PASSPORT):
+        passport = Passport.load(path)
+        return {"passport": str(path), **_passport(passport)}
     for name in export.formats():
         if path.suffix == export.module(name).SUFFIX:
             found = dict(export.module(name).metadata(path))
             if not found:
                 raise ConfigError(f"{path}: a {name} file without hetero metadata")
-            return {"file": str(path), "format": name, **found}
+            return {"file": str(path), "format": name, **found, **_passport_beside(path)}
     if path.suffix == ".safetensors":
         vectors = Embeddings.load(path)
         return {
@@ -67,6 +78,40 @@ def inspect(path: Path) -> dict[str, Any]:
             + (f", {f.precision}" if f.precision else "")
             for f in m.files
         },
+        "passports": {
+            f.path: _passport_beside(bundle.path(f)).get("passport", "none")
+            for f in bundle.exported()
+        },
+    }
+
+
+def _passport_beside(path: Path) -> dict[str, Any]:
+    """What the passport beside a model file says, after the file was found to be its own.
+
+    Raises:
+        BundleError: It is torn, altered, or of another file.
+    """
+    where = beside(path)
+    if not where.exists():
+        return {}
+    found = Passport.load(where)
+    check_file(found, digest(path)[0], path)
+    return {"passport": str(where), **_passport(found)}
+
+
+def _passport(found: Passport) -> dict[str, Any]:
+    """A passport's facts, without its pictures."""
+    return {
+        "passport_space": f"{found.space.id}, dim {found.space.dim}",
+        "passport_file": f"{found.file}, {found.file_sha256[:12]}",
+        "passport_preprocess_sha256": found.preprocess.sha256,
+        "passport_weights_sha256": found.weights_sha256,
+        "passport_canaries": len(found.pictures),
+        "passport_bands": {
+            name: f"cosine at least {band.cosine_least:.6f}, worst seen {band.seen_worst:.6f}"
+            for name, band in found.bands.items()
+        },
+        "passport_faults_known": list(found.faults),
     }
 
 

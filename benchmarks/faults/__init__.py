@@ -1,0 +1,1 @@
+"""Proof of `hetero diagnose`: seeded faults of every stage, and healthy controls."""

@@ -1,0 +1,95 @@
+"""What lies inside an ONNX file: every float tensor it computes, as sketches.
+
+ONNX Runtime gives inner tensors if they are declared outputs. All at once would be the whole of the
+activations; so a group is declared at a time, and of each tensor a draw of its numbers is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetero.diagnose.layers import Sketch, groups, sketch
+from hetero.errors import require
+from hetero.export import _seal
+from hetero.export import onnx as format
+
+#: Tensors asked for at a time.
+_GROUP = 24
+
+#: Operators whose outputs are shapes, constants or copies.
+_DULL = frozenset(
+    {
+        *("Shape", "Constant", "ConstantOfShape", "Identity", "QuantizeLinear", "Gather"),
+        *("Unsqueeze", "Concat", "Range", "Expand"),
+    }
+)
+
+
+def layers(path: Path, inputs: np.ndarray[Any, Any]) -> list[Sketch]:
+    """A sketch of every float tensor the file computes, in its order.
+
+    Args:
+        path: The file.
+        inputs: A handful of pictures, as the file takes them.
+
+    Raises:
+        BundleError: The file is torn, or the runtime refuses it.
+        MissingExtraError: The extra is not installed.
+    """
+    onnx = require("onnx", format.EXTRA)
+    model = onnx.load_from_string(_seal.read(path, "an ONNX"))
+    constant = {i.name for i in model.graph.initializer}
+    made: dict[str, Any] = {}
+    for node in model.graph.node:
+        # What is computed from constants alone (weights made float again) is no activation.
+        if all(i in constant or not i for i in node.input):
+            constant.update(node.output)
+        elif node.op_type not in _DULL:
+            made[node.output[0]] = node
+    inner = _inputs(model.graph.node, set(made), constant)
+    last = {o.name for o in model.graph.output}
+    found: dict[str, Sketch] = {}
+    for group in groups(list(made), _GROUP):
+        del model.graph.output[len(last) :]
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in group if n not in last)
+        session = format._session(model.SerializeToString(), str(path), 1)
+        for name, values in zip(group, _run(session, group, inputs), strict=True):
+            usual = values.dtype.kind == "f" and values.ndim >= 1 and len(values) == len(inputs)
+            if usual and values.size:
+                op = made[name].op_type
+                # Before its one transpose the file has pixels as they came: NHWC.
+                last_axis = values.ndim == 4 and values.shape[-1] == 3 and values.shape[1] != 3
+                found[name] = sketch(name, op, values, inputs=inner[name], channels_last=last_axis)
+    return [found[n] for n in made if n in found]
+
+
+def _run(
+    session: Any, names: tuple[str, ...], inputs: np.ndarray[Any, Any]
+) -> list[np.ndarray[Any, Any]]:
+    """The tensors of these names for all pictures; a file of fixed batch is asked by parts."""
+    entry = session.get_inputs()[0]
+    size = entry.shape[0] if isinstance(entry.shape[0], int) else len(inputs)
+    whole = range(0, len(inputs) - size + 1, size)
+    parts = [session.run(list(names), {entry.name: inputs[i : i + size]}) for i in whole]
+    return [
+        np.concatenate(some) if np.ndim(some[0]) else np.asarray(some[0])
+        for some in zip(*parts, strict=True)
+    ]
+
+
+def _inputs(nodes: Any, kept: set[str], constant: set[str]) -> dict[str, tuple[str, ...]]:
+    """Tensor -> those kept tensors it is computed from, across what is not kept."""
+    before: dict[str, tuple[str, ...]] = {}
+    for node in nodes:
+        found: dict[str, None] = {}
+        for name in node.input:
+            if name in kept:
+                found[name] = None
+            elif name not in constant:
+                found |= dict.fromkeys(before.get(name, ()))
+        for name in node.output:
+            before[name] = tuple(found)
+    return before

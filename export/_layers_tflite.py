@@ -1,0 +1,108 @@
+"""What lies inside a TFLite file: every activation it computes, as sketches.
+
+The interpreter keeps inner tensors when asked to, without delegates; of each a draw of its numbers
+is kept, one picture after another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetero.diagnose.layers import Sketch, sketch
+from hetero.errors import BundleError, require
+from hetero.export import _seal
+from hetero.export import tflite as format
+
+_KINDS = (np.float32, np.float16, np.int8, np.uint8, np.int16)
+
+#: Operators whose outputs are copies.
+_DULL = frozenset({"QUANTIZE", "PAD", "PADV2", "RESHAPE"})
+
+
+def layers(path: Path, inputs: np.ndarray[Any, Any]) -> list[Sketch]:
+    """A sketch of every activation the file computes, in its order, integers made float again.
+
+    Args:
+        path: The file.
+        inputs: A handful of pictures, as the file takes them.
+
+    Raises:
+        BundleError: The file is torn, or the runtime refuses it.
+        MissingExtraError: The runtime is not installed.
+    """
+    runtime = require("ai_edge_litert.interpreter", format.EXTRA)
+    raw = _seal.read(path, "a TFLite")
+    try:
+        run = runtime.Interpreter(
+            model_content=raw,
+            num_threads=1,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        run.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise BundleError(f"{path}: LiteRT refuses it ({' '.join(str(error).split())})") from error
+    details = {int(d["index"]): d for d in run.get_tensor_details()}
+    entry = run.get_input_details()[0]
+    live = {int(entry["index"])}
+    before: dict[int, tuple[str, ...]] = {}
+    wanted: list[tuple[int, str]] = []
+    for op in run._get_ops_details():
+        takes = [int(i) for i in op["inputs"] if int(i) in live]
+        if not takes:
+            continue
+        given = [int(i) for i in op["outputs"]]
+        live.update(given)
+        kept = {i for i, _ in wanted}
+        found: dict[str, None] = {}
+        for i in takes:
+            found |= dict.fromkeys([_name(i, details)] if i in kept else before.get(i, ()))
+        for i in given:
+            before[i] = tuple(found)
+            if op["op_name"] not in _DULL and details[i]["dtype"] in _KINDS:
+                wanted.append((i, op["op_name"]))
+    parts: dict[int, list[np.ndarray[Any, Any]]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    size = int(entry["shape"][0])
+    for begin in range(0, len(inputs) - size + 1, size):
+        run.set_tensor(entry["index"], inputs[begin : begin + size])
+        run.invoke()
+        for i, op_name in wanted:
+            values = _real(run.get_tensor(i), details[i])
+            if values.ndim == 1:  # a tensor without its batch of one
+                values = values[None]
+            if len(values) == size:
+                one = sketch(_name(i, details), op_name, values, channels_last=True)
+                parts.setdefault(i, []).append(one.draw)
+                shapes[i] = one.shape
+    return [
+        Sketch(
+            _name(i, details),
+            op_name,
+            "",
+            shapes[i],
+            np.concatenate(parts[i]),
+            before[i],
+            float(min(p.min() for p in parts[i])),
+            float(max(p.max() for p in parts[i])),
+        )
+        for i, op_name in wanted
+        if i in parts
+    ]
+
+
+def _name(index: int, details: dict[int, Any]) -> str:
+    """Unique: names repeat where an operator was split."""
+    return f"{index}:{details[index]['name'].rpartition('/')[2]}"
+
+
+def _real(values: np.ndarray[Any, Any], detail: Any) -> np.ndarray[Any, Any]:
+    """Integers as the real numbers they stand for."""
+    quantised = detail["quantization_parameters"]
+    scales, zeros = quantised["scales"], quantised["zero_points"]
+    if values.dtype.kind not in "iu" or not len(scales):
+        return np.asarray(values, dtype=np.float32)
+    return (values.astype(np.float32) - np.float32(zeros[0])) * np.float32(scales[0])

@@ -1,0 +1,99 @@
+"""A model file held against PyTorch by itself, before any device comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hetero.diagnose._diagnosis import Fault, Layer
+from hetero.diagnose._evidence import FLOORS
+from hetero.diagnose._pipeline import Array
+
+#: Rows of a float model are of length 1 but for rounding; int8 outputs are a little less exact.
+LENGTH = 0.02
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """A model file held against PyTorch on the probe, before any device comes in.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        gap: 1 - cosine to PyTorch, one a probe picture.
+        expected: Median of such gaps that its precision accounts for.
+        sibling: Median gap of the same format's fp32 file; None where there is none.
+        layer: The first departing layer, found if the file departs.
+        rows: The fp32 sibling's rows for the canaries; None where there is none.
+        length: Median length of the file's rows for the probe.
+    """
+
+    precision: str
+    gap: tuple[float, ...]
+    expected: float
+    sibling: float | None = None
+    layer: Layer | None = None
+    rows: Array | None = field(default=None, compare=False)
+    length: float = 1.0
+
+    @property
+    def departs(self) -> bool:
+        """Whether the file does not do what PyTorch does."""
+        return self._turned or not abs(self.length - 1) <= LENGTH
+
+    @property
+    def _turned(self) -> bool:
+        gaps = np.asarray(self.gap)
+        limit = max(FLOORS[self.precision], 2 * self.expected)
+        return bool(np.median(gaps) > limit or (gaps > 20 * limit).sum() >= 2)
+
+    @property
+    def stage(self) -> str:
+        """The stage to blame if it departs."""
+        if not self._turned and abs(self.length - 1) > LENGTH:
+            return "l2"
+        if self.layer is not None and self.layer.stage:
+            return self.layer.stage
+        if self.precision == "fp32":
+            return "conversion"
+        broken = self.sibling is not None and self.sibling > FLOORS["fp32"]
+        return "conversion" if broken else "quantisation"
+
+
+def file_fault(file: FileCheck) -> Fault:
+    """What a file that departs is blamed for."""
+    median = float(np.median(file.gap))
+    evidence = [
+        f"run here, the {file.precision} file is {median:.2g} (1 - cosine, median) from PyTorch on "
+        f"the probe, where {max(FLOORS[file.precision], 2 * file.expected):.2g} is allowed"
+    ]
+    if file.sibling is not None and file.precision != "fp32":
+        right = "right" if file.sibling <= FLOORS["fp32"] else "wrong as well"
+        evidence.append(f"the fp32 file of this format is {right} ({file.sibling:.2g})")
+    where = ""
+    if abs(file.length - 1) > LENGTH:
+        evidence.append(f"its vectors have a length of {file.length:.3g} instead of 1")
+    if file.layer is not None:
+        place = file.layer.module or file.layer.torch_op
+        where = f", first at {place}"
+        evidence.append(
+            f"{file.layer.op} {file.layer.tensor!r} is {file.layer.error:.2g} off, what it is "
+            f"computed from {file.layer.error_before:.2g} (found by {file.layer.match})"
+        )
+    fixes = {
+        "conversion": "export it again with `hetero export`, which refuses such a file",
+        "quantisation": "quantise per channel with ranges from real pictures, or keep the layer "
+        "in float",
+        "pooling": "pool in the file as the net does",
+        "l2": "end the file with the division of each vector by its own L2 length",
+        "normalise": "put the bundle's mean and std into the file",
+    }
+    stage = file.stage
+    return Fault(
+        stage,
+        f"the {file.precision} file does not do what PyTorch does{where}",
+        tuple(evidence),
+        fixes[stage],
+        True,
+        float(np.mean(file.gap)),
+    )

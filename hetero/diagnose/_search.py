@@ -1,0 +1,211 @@
+"""Which wrong version of a step gives what the device gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hetero.diagnose._evidence import departure
+from hetero.diagnose._pipeline import (
+    PICTURE_STEPS,
+    STEP_OF,
+    STEPS,
+    Array,
+    Engine,
+    Pipeline,
+    States,
+    reference,
+    run,
+)
+from hetero.diagnose.hypotheses import Variant
+from hetero.preprocess import Preprocess
+
+#: Share of the pictures that a cause has to bring into their bands.
+_NEARLY_ALL = 0.97
+
+#: A cause that is none of the list's, but near one of them: at least this part of what moved is
+#: explained, and whatever else is tried leaves at least so many times as much unexplained.
+_MOSTLY, _TIMES = 0.8, 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A variant and how near it comes.
+
+    Attributes:
+        variant: What was tried.
+        explained: Part of the departure that it takes away, at most 1; below 0 if it adds.
+        reproduces: Whether it gives what the device gave, within the bands.
+        gap: What is left, one a picture.
+        value: What it gave.
+    """
+
+    variant: Variant
+    explained: float
+    reproduces: bool
+    gap: Array
+    value: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where a search compares.
+
+    Attributes:
+        start: The step whose input is known.
+        value: That input.
+        until: The step before which the pipeline stops; "" for the end.
+        target: What the device had there.
+        measure: (ours, the device's) -> how far apart, one a picture.
+        allow: How far apart they may be, one a picture.
+    """
+
+    start: str
+    value: Any
+    until: str
+    target: Any
+    measure: Callable[[Any, Any], Array]
+    allow: Array
+
+
+def at(states: States, until: str) -> Any:
+    """What the pipeline holds before a step, or its rows at the end."""
+    return states.before[until] if until else states.rows
+
+
+def outcome(
+    pipeline: Pipeline, spec: Preprocess, engine: Engine, point: Point, *, by_file: bool
+) -> Any:
+    """What a pipeline has at a point."""
+    states = run(
+        pipeline, spec, engine, point.start, point.value, by_file=by_file, until=point.until
+    )
+    return at(states, point.until)
+
+
+def stages_of(start: str, until: str) -> tuple[str, ...]:
+    """The stages whose step lies between two steps."""
+    low, high = STEPS.index(start), STEPS.index(until) if until else len(STEPS)
+    return tuple(s for s, step in STEP_OF.items() if low <= STEPS.index(step) < high)
+
+
+def weigh(
+    variants: Iterable[Variant],
+    spec: Preprocess,
+    engine: Engine,
+    point: Point,
+    states: States,
+    known: dict[tuple[str, str], Any] | None = None,
+) -> list[Tried]:
+    """Every variant that can act between the two ends of a point, the best first.
+
+    Args:
+        variants: Those of other stages are passed over.
+        spec: How pictures should be prepared.
+        engine: The reference model.
+        point: Where to compare.
+        states: The reference's from `point.start` on.
+        known: What variants gave before, by stage and text; read and added to.
+    """
+    low, high = STEPS.index(point.start), STEPS.index(point.until) if point.until else len(STEPS)
+    ours = at(states, point.until)
+    before = np.clip(point.measure(ours, point.target), 0, None)
+    out = []
+    for variant in variants:
+        if not low <= STEPS.index(variant.at) < high:
+            continue
+        key = (variant.stage, variant.what)
+        if known is not None and key in known:
+            value = known[key]
+        else:
+            value = value_of(variant, spec, engine, point, states)
+            if known is not None:
+                known[key] = value
+        if value is None or _same(value, ours):
+            continue
+        out.append(judged(variant, value, before, point))
+    return sorted(out, key=lambda t: (not t.reproduces, -t.explained))
+
+
+def judged(variant: Variant, value: Any, before: Array, point: Point) -> Tried:
+    """A variant's value held against the device's."""
+    gap = np.clip(point.measure(value, point.target), 0, None)
+    explained = 1 - float(gap.sum()) / max(float(before.sum()), 1e-12)
+    # The bands are for the right input; a wrong one may be rounded a little further.
+    near = gap <= 2 * point.allow
+    better = float(np.median(gap)) <= float(np.median(before))
+    whole = float(near.mean()) >= _NEARLY_ALL and better and explained > 0.5
+    return Tried(variant, explained, whole, gap, value)
+
+
+def value_of(
+    variant: Variant, spec: Preprocess, engine: Engine, point: Point, states: States
+) -> Any:
+    """What a variant gives at a point; None where it cannot be done with this model."""
+    step = variant.at
+    pipeline = replace(reference(), **{step: variant.step})
+    # A file with the preprocessing inside shows what its own arithmetic makes of wrong pixels.
+    by_file = step in (*PICTURE_STEPS, "l2", "output")
+    start = step if step in states.before else point.start
+    here = replace(point, start=start, value=states.before[start])
+    try:
+        return outcome(pipeline, spec, engine, here, by_file=by_file)
+    except (ValueError, IndexError, RuntimeError, ArithmeticError, AttributeError):
+        # A wrong step may not fit this model at all (no such layer, a picture too small).
+        return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list):
+        return all(x.shape == y.shape and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a.shape == b.shape and np.array_equal(a, b))
+
+
+def named(tried: Sequence[Tried], hint: str) -> tuple[Tried, bool] | None:
+    """The variant that is the cause and whether it is exact; None where none is.
+
+    Args:
+        tried: From `weigh`, the best first.
+        hint: The stage that the pattern of moved pictures proves, or "".
+    """
+    if not tried:
+        return None
+    exact = [t for t in tried if t.reproduces]
+    if exact:
+        return min(exact, key=lambda t: float(t.gap.sum())), True
+    best = tried[0]
+    others = [t.explained for t in tried if t.variant.stage != best.variant.stage]
+    rest, runner_up = 1 - best.explained, 1 - max([0.0, *others])
+    if (
+        best.explained >= _MOSTLY
+        and runner_up >= _TIMES * rest
+        and hint in ("", best.variant.stage)
+    ):
+        return best, False
+    if hint:
+        same = [t for t in tried if t.variant.stage == hint and t.explained >= 0.5]
+        if same:
+            return same[0], False
+    return None
+
+
+def levels(ours: Any, theirs: Any) -> Array:
+    """Mean difference of two lists (or arrays) of pictures, in brightness levels, 0..255."""
+    return np.asarray(
+        [
+            float(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean())
+            if a.shape == b.shape
+            else 255.0
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+    )
+
+
+def vectors(ours: Array, theirs: Array) -> Array:
+    """`departure`, where the device may have sent another number of numbers."""
+    if ours.shape != theirs.shape:
+        return np.full(len(ours), 2.0)
+    return departure(ours, theirs)
