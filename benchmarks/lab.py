@@ -175,6 +175,7 @@ def run(
     keep: float = 1.0,
     workers: int = 2,
     then: Callable[..., dict[str, Any]] | None = None,
+    given: Sequence[Job] = (),
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """Train all jobs for all seeds and return seed -> name -> what it cost (and scored).
 
@@ -188,6 +189,7 @@ def run(
         workers: Processes of one thread each.
         then: Called in the worker with (job's record, data, folder) after training; what it
             returns is added to the record.
+        given: Gallery jobs trained first (or found on disk) that are neither scored nor returned.
     """
     seeds = list(seeds)
     out: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds}
@@ -200,7 +202,7 @@ def run(
             for seed in seeds:
                 folder = work / f"seed-{seed}"
                 folder.mkdir(parents=True, exist_ok=True)
-                for job in jobs:
+                for job in [*given, *jobs]:
                     if job.name in out[seed] or (job.role == "gallery") != (role == "gallery"):
                         continue
                     # The first query job of each set of views embeds them for all others.
@@ -214,6 +216,9 @@ def run(
                 seed, name = pending[task]
                 out[seed][name] = task.result()
                 print(f"seed {seed} {name}: {out[seed][name]['cpu_s']} CPU s", flush=True)
+        for seed in seeds:
+            for job in given:
+                out[seed].pop(job.name)
         if then is not None:
             # Only now is every model there that another one is scored against.
             folders = {seed: work / f"seed-{seed}" for seed in seeds}
