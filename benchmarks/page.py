@@ -42,6 +42,7 @@ def render() -> str:
         ("int8", _int8),
         ("throughput", _throughput),
         ("tuning", _tuning),
+        ("fuzz", _fuzz),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -271,6 +272,27 @@ def _blends(raws: dict[str, dict[str, Any]]) -> str:
         of = raws[names[0]]["jobs"][job]["job"]
         settings = ", ".join(f"{k} {v:g}" for k, v in of["settings"].items()) or "defaults"
         lines.append(f"| {of['method']} | {settings} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _fuzz(raw: dict[str, Any]) -> str:
+    lines = [
+        "## Damaged and hostile files",
+        "",
+        f"`python -m benchmarks.fuzz --count {raw['count']} --seed {raw['seed']}`: {raw['count']:,} mutated manifests and "
+        "model headers, each given to what loads it in a process with a memory limit. A fault is a "
+        "crash, a hang, a write outside of the case's folder, an error that is not a line of ours, or more "
+        f"memory than there is. Faults: **{raw['faults']}**.",
+        "",
+        "| loader | cases | refused with one line | loaded, the change was harmless | faults |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, counts in raw["by_target"].items():
+        refused, loaded = counts.get("refused", 0), counts.get("loaded", 0)
+        total = sum(counts.values())
+        lines.append(
+            f"| {name} | {total:,} | {refused:,} | {loaded:,} | {total - refused - loaded} |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -133,7 +133,9 @@ def _fields(raw: memoryview) -> Iterator[tuple[int, Any]]:
         at += size
 
 
-def _signed(value: int) -> int:
+def _signed(value: object) -> int:
+    if not isinstance(value, int):
+        raise _Bad("a part where a number was expected: altered")
     return value - (1 << 64) if value >> 63 else value
 
 

@@ -81,7 +81,7 @@ def model_file(path: Path) -> Path:
             f"{path}: not a Core ML package: a folder with a Manifest.json was expected; "
             "export it again"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise BundleError(f"{contents}: cannot be read ({line(error)}); export it again") from error
     if not inside:
         raise BundleError(f"{contents}: {inner!r} leads out of the package; export it again")

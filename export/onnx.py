@@ -208,8 +208,11 @@ class _Session:
             )
         self._input = ends[0][0].name
         self._dtype = np.dtype(kinds[ends[0][0].type])
-        # A dynamic dimension is a name.
-        self._shape = tuple(x if isinstance(x, int) else 0 for x in ends[0][0].shape)
+        try:
+            # A dynamic dimension is a name.
+            self._shape = tuple(x if isinstance(x, int) else 0 for x in ends[0][0].shape)
+        except UnicodeDecodeError as error:  # only here are the names looked at
+            raise _refused(name, error) from error
 
     def __enter__(self) -> Runner:
         return self

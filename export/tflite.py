@@ -171,9 +171,10 @@ class _Interpreter:
         try:
             self._run = runtime.Interpreter(model_content=raw, num_threads=threads)
             self._run.allocate_tensors()
+            # Names that are no text are noticed only here; UnicodeDecodeError is a ValueError.
+            ends = (self._run.get_input_details(), self._run.get_output_details())
         except (ValueError, RuntimeError) as error:
             raise _refused(name, error) from error
-        ends = (self._run.get_input_details(), self._run.get_output_details())
         if [len(e) for e in ends] != [1, 1] or ends[0][0]["dtype"] not in (np.uint8, np.float32):
             raise BundleError(
                 f"{name}: not an embedding model: expected one input, uint8 or float32, and one "

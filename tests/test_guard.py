@@ -248,3 +248,49 @@ def test_inspect_answers_odd_paths_and_foreign_files_in_one_line(tmp_path):
             inspect(path)
         assert caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
+
+
+def field(number: int, *parts: bytes) -> bytes:
+    """A protobuf field that has a length, of at most 127 bytes."""
+    inner = b"".join(parts)
+    return bytes([number << 3 | 2, len(inner)]) + inner
+
+
+def test_a_part_where_a_dimension_was_expected_is_refused_in_one_line():
+    dim = field(1, b"not a number")
+    shape = field(2, field(1, field(2, field(1, dim))))
+    with pytest.raises(BundleError, match="a part where a number was expected"):
+        _guard.onnx(field(7, field(11, field(1, b"x"), shape)), "x.onnx")
+
+
+@pytest.mark.parametrize("listed", [{"itemInfoEntries": [], "rootModelIdentifier": 10**30}, [], 7])
+def test_a_package_whose_list_of_contents_is_something_else_is_refused(tmp_path, listed):
+    from hetero.export import coreml
+
+    (tmp_path / "Manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(BundleError, match="cannot be read"):
+        coreml.metadata(tmp_path)
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_names_inside_a_file_that_are_no_text_are_refused_in_one_line(format, monkeypatch):
+    import importlib
+
+    from benchmarks.fuzz import seeds
+
+    raw = getattr(seeds, format)()
+    module = importlib.import_module(f"hetero.export.{format}")
+
+    def broken(self):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    if format == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        monkeypatch.setattr(runtime.NodeArg, "shape", property(broken))
+        build = module._Session
+    else:
+        runtime = pytest.importorskip("ai_edge_litert.interpreter")
+        monkeypatch.setattr(runtime.Interpreter, "get_output_details", broken)
+        build = module._Interpreter
+    with pytest.raises(BundleError, match="refuses it"):
+        build(raw, "x", 1)

@@ -86,6 +86,8 @@ def targets(home: Path) -> tuple[Target, ...]:
 
     def model_file(format: str, path: Path, load: Callable[[], object]) -> Case:
         def case(rng: random.Random) -> tuple[bytes, Callable[[], object]]:
+            if format == "coreml":  # what the last case on its list of contents left
+                (package / "Manifest.json").write_text(json.dumps(contents))
             raw = mutate.of_bytes(models[format], others, rng)
             raw = resealed(raw) if rng.random() < 0.9 else raw
             path.write_bytes(raw)
@@ -104,6 +106,14 @@ def targets(home: Path) -> tuple[Target, ...]:
         raw = mutate.of_bytes(models[format], others, rng)
         return raw, lambda: getattr(_guard, format)(raw, format)
 
+    def contents_file(rng: random.Random) -> tuple[bytes, Callable[[], object]]:
+        inner.write_bytes(models["coreml"])  # and what the last case on the model left
+        return listed(rng)
+
+    def both() -> object:
+        return coreml.metadata(package), coreml.describe(package)
+
+    listed = json_file(contents, package / "Manifest.json", both, False)
     root, p, r = made.root, home / "x.passport.json", home / "report.json"
     o, t = home / "x.onnx", home / "x.tflite"
     whole = json_file(manifest, root / "manifest.json", lambda: _whole(root), True)
@@ -119,16 +129,7 @@ def targets(home: Path) -> tuple[Target, ...]:
         Target("tflite.load", 4, model_file("tflite", t, lambda: tflite.load(t))),
         Target("coreml.metadata", 3, model_file("coreml", inner, lambda: coreml.metadata(package))),
         Target("coreml.describe", 3, model_file("coreml", inner, lambda: coreml.describe(package))),
-        Target(
-            "coreml Manifest.json",
-            1,
-            json_file(
-                contents,
-                package / "Manifest.json",
-                lambda: (coreml.metadata(package), coreml.describe(package)),
-                False,
-            ),
-        ),
+        Target("coreml Manifest.json", 1, contents_file),
     )
 
 
