@@ -437,3 +437,19 @@ def test_only_a_near_cause_far_ahead_of_every_other_stage_is_named():
     assert _search.named([tried("crop", 0.9), tried("resize", 0.85)], "") is None
     assert _search.named([tried("crop", 0.6), tried("resize", 0.1)], "") is None
     assert _search.named([], "crop") is None
+
+
+def test_the_l2_step_is_not_blamed_for_vectors_that_were_turned() -> None:
+    from hetero.diagnose._diagnosis import Layer
+    from hetero.diagnose._file import FileCheck, file_fault
+
+    layer = Layer("out", "Div", "head", "l2", "div", 0.1, 0.0, "values", 1.0, 20, 20)
+    turned = FileCheck("int8", (0.2,) * 8, 0.001, sibling=0.0, layer=layer)
+    assert turned.departs
+    assert turned.stage == "quantisation"
+    assert turned.guilty is None
+    assert "div" not in file_fault(turned).cause
+    # Where directions are right and lengths are not, it is the one to blame.
+    long = FileCheck("int8", (0.0,) * 8, 0.001, sibling=0.0, layer=layer, length=3.0)
+    assert long.stage == "l2"
+    assert long.guilty is layer

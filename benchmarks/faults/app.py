@@ -210,7 +210,7 @@ def _colour(rng: np.random.Generator) -> Iterator[Wrong]:
     yield Wrong("colour", f"gamma {power}", False, mapped(lambda x: x**power))
     yield Wrong("colour", "linear light", False, mapped(linear))
     yield Wrong("colour", "grey by BT.709", False, mapped(bt709))
-    yield Wrong("colour", "red is zero", False, mapped(no_red))
+    yield Wrong("colour", "red is zero", True, mapped(no_red))
     yield Wrong(
         "colour",
         f"saturation {more:.2f}",
@@ -351,4 +351,4 @@ def _layout() -> Iterator[Wrong]:
         "layout", "rows from the bottom", True, by(lambda x: np.flipud(x).transpose(2, 0, 1))
     )
     yield Wrong("layout", "mirrored", True, by(lambda x: np.fliplr(x).transpose(2, 0, 1)))
-    yield Wrong("layout", "a quarter turn", False, by(lambda x: np.rot90(x).transpose(2, 0, 1)))
+    yield Wrong("layout", "a quarter turn", True, by(lambda x: np.rot90(x).transpose(2, 0, 1)))

@@ -48,12 +48,23 @@ class FileCheck:
         return bool(np.median(gaps) > limit or (gaps > 20 * limit).sum() >= 2)
 
     @property
+    def guilty(self) -> Layer | None:
+        """The first departing layer, unless it cannot have done it.
+
+        A vector divided by its length keeps its direction: where the L2 layer of a file that turns
+        vectors is the first to stand out, what came before was too spread over layers to do so.
+        """
+        if self._turned and self.layer is not None and self.layer.stage == "l2":
+            return None
+        return self.layer
+
+    @property
     def stage(self) -> str:
         """The stage to blame if it departs."""
         if not self._turned and abs(self.length - 1) > LENGTH:
             return "l2"
-        if self.layer is not None and self.layer.stage:
-            return self.layer.stage
+        if self.guilty is not None and self.guilty.stage:
+            return self.guilty.stage
         if self.precision == "fp32":
             return "conversion"
         broken = self.sibling is not None and self.sibling > FLOORS["fp32"]
@@ -73,13 +84,15 @@ def file_fault(file: FileCheck) -> Fault:
     where = ""
     if abs(file.length - 1) > LENGTH:
         evidence.append(f"its vectors have a length of {file.length:.3g} instead of 1")
-    if file.layer is not None:
-        place = file.layer.module or file.layer.torch_op
+    if file.guilty is not None:
+        place = file.guilty.module or file.guilty.torch_op
         where = f", first at {place}"
         evidence.append(
-            f"{file.layer.op} {file.layer.tensor!r} is {file.layer.error:.2g} off, what it is "
-            f"computed from {file.layer.error_before:.2g} (found by {file.layer.match})"
+            f"{file.guilty.op} {file.guilty.tensor!r} is {file.guilty.error:.2g} off, what it is "
+            f"computed from {file.guilty.error_before:.2g} (found by {file.guilty.match})"
         )
+    elif file.layer is not None:
+        evidence.append("no single layer before the L2 step stands out: many are a little off")
     fixes = {
         "conversion": "export it again with `hetero export`, which refuses such a file",
         "quantisation": "quantise per channel with ranges from real pictures, or keep the layer "

@@ -100,7 +100,7 @@ def diagnose(
         tuple(work.notes),
         names[int(gap.argmax())],
         names[which[0]] if which else "",
-        file.layer if file is not None and file.departs else None,
+        file.guilty if file is not None and file.departs else None,
     )
     return found if trace is None else _with_lengths(found, trace.embedding)
 

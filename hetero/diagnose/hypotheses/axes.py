@@ -17,7 +17,7 @@ FIX = (
 
 
 def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Reinterpreted, transposed, upside down, mirrored."""
+    """Reinterpreted, transposed, upside down, mirrored, turned."""
     del spec
     yield "NHWC numbers are read as NCHW without a transpose", _reread
     yield "rows and columns are exchanged", lambda x: _out(x.transpose(0, 3, 2, 1))
@@ -27,7 +27,16 @@ def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
         "the picture is turned by 180 degrees",
         lambda x: _out(x[:, ::-1, ::-1].transpose(0, 3, 1, 2)),
     )
+    for turns, side in ((1, "left"), (3, "right")):
+        yield f"the picture is turned a quarter to the {side}", _turned(turns)
     yield "NCHW numbers are read as NHWC without a transpose", _written
+
+
+def _turned(turns: int) -> Callable[[Array], Array]:
+    def layout(nhwc: Array) -> Array:
+        return _out(np.rot90(nhwc, turns, axes=(1, 2)).transpose(0, 3, 1, 2))
+
+    return layout
 
 
 def _out(tensor: Array) -> Array:
