@@ -26,5 +26,5 @@ def choose(pictures: int) -> Choice:
         )
     return Choice(
         "csd+regression",
-        "level with d3still as the best methods of our study on unseen classes, and it needs no labels",
+        "level with d3still as the best of our study on unseen classes, and it needs no labels",
     )
