@@ -229,7 +229,7 @@ def _facts(
             f"SHA-256 {run.file.sha256[:12]}, "
             + ", ".join(
                 f"{k} {run.facts[k]}"
-                for k in ("runtime", "version", "execution", "threads", "cpu")
+                for k in ("runtime", "runtime_version", "execution", "queries", "threads", "cpu")
                 if k in run.facts
             )
         )

@@ -21,6 +21,8 @@ from hetero.stages.stopping import Asked, judged_limits, until_certain
 
 #: Queries given to a reference execution (an interpreter is slow and its times mean nothing).
 REFERENCE_QUERIES = 1000
+#: Queries given to an emulated device, which takes a hundred times as long as the real one.
+EMULATED_QUERIES = 400
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,13 @@ def plan_for(thorough: str, threads: int) -> Any:
     if thorough != "normal":
         raise ConfigError(f"unknown length {thorough!r}; there are quick, normal, long")
     return Plan(warmup_runs=50, warmup_s=0.5, min_runs=1000, min_s=3.0, max_s=60.0, threads=threads)
+
+
+def untimed(threads: int) -> Any:
+    """The device plan that embeds and measures no latency."""
+    from hetero.devices import Plan
+
+    return Plan(0, 0.0, 0, 0.0, threads=threads)
 
 
 def chosen(query: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
@@ -142,13 +151,14 @@ def _on_device(
             device, query, item, folder=output / "runs", plan=plan, resume=options.resume
         )
 
-    timed = embedder(plan_for(options.thorough, options.threads))
+    native = device.execution == "native"
     # Only the first chunk of a stopped run is warmed up and measures latency.
-    untimed = embedder(devices.Plan(0, 0.0, 0, 0.0, threads=options.threads))
+    later = embedder(untimed(options.threads))
+    first = embedder(plan_for(options.thorough, options.threads)) if native else later
 
     def ask(ids: Sequence[str], timing: bool) -> Embeddings:
         pixels = np.stack([pictures[i] for i in ids])
-        return (timed if timing else untimed).embed(tuple(ids), pixels)
+        return (first if timing else later).embed(tuple(ids), pixels)
 
     place = Place(device.name, item.kind, item.precision)
     limits = judged_limits(load_limits(options.limits), place) if options.sequential else ()
@@ -163,8 +173,13 @@ def _on_device(
         )
         vectors, whole = asked.vectors, asked.whole
     else:
-        asked, vectors, whole = None, ask(reference.task.ids, True), True
-    result = timed.result
+        ids = reference.task.ids if native else some_queries(reference, EMULATED_QUERIES)
+        asked, vectors, whole = None, ask(ids, True), native
+    result = first.result
+    facts = {**result.facts, "execution": device.execution}
+    if not native:
+        facts["execution"] += ": numerics only"
+        facts["queries"] = f"{len(vectors.ids)} of {len(reference.task.query_ids)}"
     return Ran(
         place,
         item,
@@ -172,7 +187,7 @@ def _on_device(
         whole,
         tuple(performance(place, item, result)),
         (result.latency_ns / 1e6).astype(np.float32),
-        {**result.facts, "execution": device.execution},
+        facts,
         asked,
     )
 
@@ -186,9 +201,7 @@ def _by_reference(
     """The file by this machine's own reading of it: right or wrong, but never a time."""
     from hetero import export
 
-    queries = reference.task.query_ids
-    picked = np.linspace(0, len(queries) - 1, min(REFERENCE_QUERIES, len(queries)))
-    ids = tuple(queries[i] for i in sorted({int(p) for p in picked}))
+    ids = some_queries(reference, REFERENCE_QUERIES)
     device = REFERENCE if export.module(item.kind).RUNS_HERE else "this machine"
     with export.FileEmbedder(query, item) as embedder:
         vectors = embedder.embed(ids, np.stack([pictures[i] for i in ids]))
@@ -200,13 +213,23 @@ def _by_reference(
     )
 
 
+def some_queries(reference: Reference, count: int) -> tuple[str, ...]:
+    """At most this many queries of the task, evenly taken from all of it, so from most classes."""
+    queries = reference.task.query_ids
+    picked = np.linspace(0, len(queries) - 1, min(count, len(queries)))
+    return tuple(queries[i] for i in sorted({int(p) for p in picked}))
+
+
 def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:
-    """Size, load time, latency and memory of a device's run."""
+    """Size, load time, latency and memory of a device's run; of an emulated one the size alone."""
     from hetero import devices
 
+    size = place.measured("size", item.size_bytes / 2**20, "MiB")
+    if result.conditions.execution != "native":
+        return [size]
     timing = devices.timing(result)
     out = [
-        place.measured("size", item.size_bytes / 2**20, "MiB"),
+        size,
         place.measured("load_time", result.load_ns / 1e6, "ms", n=1),
         place.measured("first_latency", result.first_ns / 1e6, "ms", n=1),
         place.measured("latency_p50", timing.p50_ns / 1e6, "ms", n=timing.runs),
@@ -245,6 +268,13 @@ def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Repo
             f"{bundle.root}: none of the chosen files runs on a worker; "
             f"workers run {', '.join(devices.runnable())}"
         )
+    opened = [devices.open_device(name) for name in options.devices]
+    for device in opened:
+        if device.execution != "native":
+            raise ConfigError(
+                f"{device.name}: its times say nothing, it is {device.execution}; leave it out "
+                "here, `hetero check` compares its embeddings"
+            )
     limits = load_limits(options.limits) if options.limits else ()
     probe = bundle.probe()
     measured: list[Measurement] = []
@@ -255,7 +285,7 @@ def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Repo
     series: dict[str, list[float]] = {}
     with reporter.bar("measure", len(files) * len(options.devices)) as bar:
         for item in files:
-            for device in [devices.open_device(name) for name in options.devices]:
+            for device in opened:
                 result = devices.run(
                     device,
                     bundle.path(item),
