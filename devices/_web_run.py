@@ -1,7 +1,7 @@
 """The run folder that this machine keeps on a page's behalf, from the messages of its worker.
 
-A browser has no files that others can read. So a page sends what a worker elsewhere would write, and
-keeps each message until it is here. Messages are numbered from 1 for each worker:
+A browser has no files that others can read. So a page sends what a worker elsewhere would write,
+and keeps each message until it is here. Messages are numbered from 1 for each worker:
 
     text      {"seq": 1, "worker": 3, "event": {"hetero": "ready", ...}}
     binary    uint32 kind (0 a row, 1 measured runs), worker, seq, i, n, 0; float64 t_s; then int64
@@ -249,5 +249,3 @@ def _times(data: bytes) -> list[int]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
-
-

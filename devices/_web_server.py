@@ -250,7 +250,7 @@ class Server:
             worker = found["worker"]
             if found["page"] != "hello" or not isinstance(who, str) or not 0 < len(who) <= 100:
                 raise ValueError("no hello")
-        except (ValueError, KeyError, TypeError, RecursionError, asyncio.TimeoutError):
+        except (TimeoutError, ValueError, KeyError, TypeError, RecursionError):
             await way.close(code=WRONG, message=b"This page is of another version: load it again.")
             return False
         if self._socket is not None:
@@ -385,5 +385,3 @@ def _machine(found: Any) -> dict[str, Any]:
 
 def _texts(found: Any) -> dict[str, str]:
     return {str(k)[:40]: str(v)[:300] for k, v in list(found.items())[:20]}
-
-

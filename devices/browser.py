@@ -85,7 +85,9 @@ class Browser:
         """
         host = _host(self)
         host.bring_page(self)
-        yield BrowserLink(self, host.server, LocalLink(self.name, "", make_folder(folder.absolute())))
+        yield BrowserLink(
+            self, host.server, LocalLink(self.name, "", make_folder(folder.absolute()))
+        )
 
 
 @dataclass
@@ -210,9 +212,7 @@ _hosts_lock = threading.Lock()
 def _host(device: Browser) -> _Host:
     """The server of a device, opened when it is first needed; runtimes share a page."""
     webgpu = bool(device.chromium) and device.runtime == "webgpu"
-    key = replace(
-        device, name="", threads=None, wait_s=1.0, runtime="webgpu" if webgpu else "wasm"
-    )
+    key = replace(device, name="", threads=None, wait_s=1.0, runtime="webgpu" if webgpu else "wasm")
     with _hosts_lock:
         if key not in _hosts:
             assets = home() if device.assets is None else device.assets
@@ -251,7 +251,7 @@ def invitation(device: Browser, server: Server) -> str:
             "\nFor a phone on the same network instead: browser:bind=0.0.0.0\n"
         )
     elif not device.tls:
-        how += "\nPlain http: one thread, no WebGPU. For all of it use adb reverse, or cert= and key=\n"
+        how += "\nPlain http: one thread, no WebGPU; for all of it: adb reverse, or cert=, key=\n"
     return f"{how}\n{code.getvalue()}"
 
 

@@ -99,10 +99,13 @@ const peak = () => [...memories].reduce((sum, memory) => sum + memory.buffer.byt
 
 // -- the runtimes -----------------------------------------------------------------------------
 
-// Each gives {version, load}, and load gives {ends, dtype, shape, provider, run}.
+// Each gives {version, check, load}; check gives where a model would run, in words, and load gives
+// {ends, dtype, shape, run}.
 
 async function onnxruntime({ provider, threads }) {
   const gpu = provider === "webgpu";
+  // Before the import: the WebAssembly keeps the console's functions as they are then.
+  const placement = gpu && watchPlacement();
   const ort = await import(`${assets}onnxruntime-web/dist/ort.${gpu ? "webgpu" : "wasm"}.min.mjs`);
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = `${assets}onnxruntime-web/dist/`;
@@ -112,20 +115,22 @@ async function onnxruntime({ provider, threads }) {
   await ort.InferenceSession.create(new Uint8Array(1), options).catch(() => {});
   return {
     version: ort.env.versions.web,
+    async check(bytes) {
+      if (!gpu) return `wasm, ${count(ort.env.wasm.numThreads, "thread")}`;
+      const loud = { ...options, logSeverityLevel: 0 };
+      const nodes = await placement(async () => {
+        await (await ort.InferenceSession.create(bytes, loud)).release();
+      });
+      return placed(nodes);
+    },
     async load(bytes) {
-      const placed = gpu ? watchPlacement() : undefined;
-      const session = await ort.InferenceSession.create(
-        bytes,
-        gpu ? { ...options, logSeverityLevel: 0, logVerbosityLevel: 1 } : options,
-      ).finally(() => placed?.end());
+      const session = await ort.InferenceSession.create(bytes, options);
       const [takes] = session.inputMetadata;
       const [gives] = session.outputNames;
-      const count = gpu ? "" : `, ${ort.env.wasm.numThreads} threads`;
       return {
         ends: [session.inputNames.length, session.outputNames.length],
         dtype: takes.type,
         shape: takes.shape.map((x) => (typeof x === "number" && x > 0 ? x : null)),
-        provider: placed ? placed.text() : `wasm${count}`,
         async run(block, shape) {
           const feed = { [takes.name]: new ort.Tensor(takes.type, block, shape) };
           const row = (await session.run(feed, [gives]))[gives];
@@ -136,32 +141,38 @@ async function onnxruntime({ provider, threads }) {
   };
 }
 
-/** Where onnxruntime puts nodes, which it tells in its log alone. */
+const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+
+/** Finds out where onnxruntime puts nodes, which it tells in its log alone. */
 function watchPlacement() {
-  const real = {}, nodes = {};
-  const names = ["log", "info", "debug", "warn", "error"];
-  for (const name of names) {
-    real[name] = console[name];
+  let nodes;
+  for (const name of ["log", "info", "debug", "warn", "error"]) {
+    const real = console[name].bind(console);
     console[name] = (...words) => {
-      const line = words.join(" ");
-      const all = /All nodes placed on \[(\w+)\]\.? Number of nodes: (\d+)/.exec(line);
-      const some = /Node\(s\) placed on \[(\w+)\]\.? Number of nodes: (\d+)/.exec(line);
-      const found = all ?? some;
+      if (!nodes) return real(...words);
+      const found = /odes? ?(?:\(s\))? placed on \[(\w+)\].*nodes: (\d+)/.exec(words.join(" "));
       if (found) nodes[found[1]] = Number(found[2]);
+      return undefined;
     };
   }
-  return {
-    end: () => names.forEach((name) => (console[name] = real[name])),
-    text() {
-      const gpu = nodes.WebGpuExecutionProvider ?? nodes.JsExecutionProvider;
-      if (gpu === undefined && nodes.CPUExecutionProvider === undefined) {
-        return "webgpu, placement not told";
-      }
-      if (!gpu) throw new Refused("model-refused", "WebGPU takes none of its nodes; use runtime=wasm");
-      const rest = nodes.CPUExecutionProvider ?? 0;
-      return `webgpu ${gpu} nodes${rest ? `, wasm ${rest} nodes` : ""}`;
-    },
+  return async (work) => {
+    nodes = {};
+    try {
+      await work();
+      return nodes;
+    } finally {
+      nodes = undefined;
+    }
   };
+}
+
+/** The provider in words; a model of which the GPU gets nothing is refused, not timed. */
+function placed(nodes) {
+  const gpu = nodes.WebGpuExecutionProvider ?? 0;
+  const rest = nodes.CPUExecutionProvider ?? 0;
+  if (!gpu && !rest) return "webgpu, placement not told";
+  if (!gpu) throw new Refused("model-refused", "WebGPU takes no part of it; use runtime=wasm");
+  return `webgpu ${count(gpu, "node")}${rest ? `, wasm ${count(rest, "node")}` : ""}`;
 }
 
 async function litert({ provider, threads, versions }) {
@@ -182,6 +193,9 @@ async function litert({ provider, threads, versions }) {
   }
   return {
     version: versions["@litertjs/core"],
+    async check() {
+      return gpu ? "webgpu" : `wasm, ${count(threads, "thread")}`;
+    },
     async load(bytes) {
       const model = await lite.loadAndCompile(bytes, {
         accelerator: provider,
@@ -196,7 +210,7 @@ async function litert({ provider, threads, versions }) {
         ends: [takes.length, gives.length],
         dtype: takes[0].dtype,
         shape: [...takes[0].shape].map((x) => (x > 0 ? x : null)),
-        provider: gpu ? `webgpu${parts}` : `wasm, ${threads} threads`,
+        parts,
         async run(block, shape) {
           const tensor = new lite.Tensor(block, shape);
           const [row] = await model.run(tensor);
@@ -294,9 +308,11 @@ class Run {
     const raw = await refused("out-of-memory", "", () => fetched(order.inputs, about, this.hash));
     this.inputs = new ARRAYS[about.dtype](raw.buffer);
     this.count = about.shape[0];
+    const where = await refused("model-refused", "", () => made.check(model));
     const loading = performance.now();
     this.model = await refused("model-refused", "", () => made.load(model));
-    const { shape: takes, dtype, provider, ends } = this.model;
+    const { shape: takes, dtype, ends } = this.model;
+    const provider = where + (this.model.parts ?? "");
     const load_ns = this.ns(loading, 1);
     say("ready", { provider, input_dtype: dtype, input_shape: takes, import_ns, load_ns });
     if (String(ends) !== "1,1") {
