@@ -56,6 +56,8 @@ HELLO_S = 10.0
 ANSWER_S = 10.0
 #: Why the way to a page is closed for good; the page does not come back on these.
 BYE, SECOND, WRONG = 4000, 4001, 4002
+#: What the protocol of WebSockets calls a message above the limit.
+TOO_BIG = 1009
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Server:
     _socket: Any = None
     _workers: int = 0
     _here: threading.Event = field(default_factory=threading.Event)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    _loop: Any = None
     _thread: threading.Thread | None = None
     _runner: Any = None
     _gone: asyncio.Event | None = None
@@ -104,6 +106,7 @@ class Server:
             MissingExtraError: aiohttp is not installed.
         """
         require("aiohttp", "web")
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
@@ -170,15 +173,15 @@ class Server:
         app.router.add_get("/{path:.*}", self._answer)
         # Nothing is logged: an access log would hold the token.
         silent = logging.Logger("silent", logging.CRITICAL + 1)
-        self._runner = web.AppRunner(app, access_log=None, logger=silent, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=silent, handle_signals=False, shutdown_timeout=1.0
+        )
         await self._runner.setup()
         tls = None
         if self.tls:
             tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             tls.load_cert_chain(*self.tls)
-        site = web.TCPSite(
-            self._runner, self.bind, self.port, ssl_context=tls, shutdown_timeout=1.0
-        )
+        site = web.TCPSite(self._runner, self.bind, self.port, ssl_context=tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -231,10 +234,10 @@ class Server:
                 if way is not self._socket:
                     break
                 if message.type is WSMsgType.ERROR:
+                    if getattr(message.data, "code", 0) == TOO_BIG:
+                        self._give_up(f"the page sent a message above {MAX_MESSAGE_BYTES} bytes")
                     break
                 await self._hear(way, message.data)
-            if way is self._socket and way.close_code == 1009:
-                self._give_up(f"the page sent a message above {MAX_MESSAGE_BYTES} bytes")
         finally:
             if way is self._socket:
                 self._socket = None
