@@ -50,7 +50,8 @@ def judge(found: Mapping[str, Any]) -> list[Check]:
         what, _, fix = missing.partition("; run: ")
         status: Literal["ok", "warn", "fail"] = "fail" if none else "warn" if missing else "ok"
         checks.append((name, status, what or str(found[name]), fix))
-    return [*checks, _features(found), *_clock(found), _load(found), *_room(found)]
+    own = [(what, status, detail, fix) for what, status, detail, fix in found.get("checks", ())]
+    return [*checks, *own, _features(found), *_clock(found), _load(found), *_room(found)]
 
 
 def _features(found: Mapping[str, Any]) -> Check:
@@ -87,6 +88,8 @@ def _clock(found: Mapping[str, Any]) -> list[Check]:
 
 
 def _load(found: Mapping[str, Any]) -> Check:
+    if found["load"] is None:
+        return ("load", "ok", "cannot be read here", "")
     load, cpus = float(found["load"]), int(found["cpus"])
     detail = f"{load:.2f} on {cpus} cores"
     if load > MAX_LOAD_PER_CPU * cpus:

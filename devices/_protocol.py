@@ -54,6 +54,9 @@ row being written, and nothing is there twice. All workers of one run must have 
 version and processor; the host refuses the run otherwise. Load and first inference are those of the
 first worker that got so far.
 
+**More to tell.** "hello" may carry ``"facts": {"adapter": "..."}``, texts for the report, and
+"done" may carry ``"disturbed": "the page was hidden"``, a reason not to trust the times.
+
 **Tolerance.** Lines without the mark "hetero" are chatter and ignored, so are events and fields
 not known here; a line without its end is not read before the end comes.
 """
@@ -104,6 +107,7 @@ class Hello(_Message):
     python: str = ""
     numpy: str = ""
     governor: str | None = None
+    facts: dict[str, str] = Field(default_factory=dict)
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
@@ -189,6 +193,7 @@ class Done(_Message):
     switches: int | None = None
     cpu_share: float | None = Field(default=None, ge=0, le=1)
     measured: int = Field(default=0, ge=0)
+    disturbed: str = ""
 
 
 Event = Hello | Ready | First | Row | Beat | Telemetry | Bench | Error | Stopped | Done

@@ -109,6 +109,7 @@ def read(
     times = np.fromfile(home / "lat.bin", "<i8").astype(np.int64)
     per_run = done.switches / done.measured if done.switches is not None and done.measured else None
     facts = {
+        **hello.facts,
         "device": device.name,
         "execution": device.execution,
         "runtime": hello.runtime,
@@ -138,6 +139,6 @@ def read(
         embed_ns=times[: done.rows],
         peak_memory_bytes=done.peak_memory_bytes,
         facts=facts,
-        conditions=Conditions(device.execution, per_run, done.cpu_share, restarts),
+        conditions=Conditions(device.execution, per_run, done.cpu_share, restarts, done.disturbed),
         folder=home,
     )

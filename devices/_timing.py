@@ -111,6 +111,8 @@ def judge(ratio: float | None, conditions: Conditions) -> tuple[Validity, str]:
     c = conditions
     if c.execution != "native":
         return "emulated", f"{c.execution} device: numerics only, its times say nothing"
+    if c.disturbed:
+        return "noisy", c.disturbed
     if c.switches_per_run is not None and c.switches_per_run > MAX_SWITCHES_PER_RUN:
         return "noisy", f"{c.switches_per_run:.1f} involuntary context switches per run"
     if c.cpu_share is not None and c.cpu_share < MIN_CPU_SHARE:

@@ -171,12 +171,14 @@ class Conditions:
         switches_per_run: Involuntary context switches per measured run.
         cpu_share: Part of the measured time, 0..1, in which the calling thread had a processor.
         restarts: How often the worker was started again.
+        disturbed: Why the worker itself does not trust its times; empty when it does.
     """
 
     execution: Execution = "native"
     switches_per_run: float | None = None
     cpu_share: float | None = None
     restarts: int = 0
+    disturbed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
