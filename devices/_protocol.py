@@ -54,6 +54,10 @@ row being written, and nothing is there twice. All workers of one run must have 
 version and processor; the host refuses the run otherwise. Load and first inference are those of the
 first worker that got so far.
 
+**Where it applies.** "hello" says ``"execution": "emulated"`` when the worker notices that an
+emulator runs it. "telemetry" before and after has ``"throttled": 327685``, the bits of
+``vcgencmd get_throttled``, on a Raspberry Pi.
+
 **Tolerance.** Lines without the mark "hetero" are chatter and ignored, so are events and fields
 not known here; a line without its end is not read before the end comes.
 """
@@ -65,7 +69,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -104,6 +108,7 @@ class Hello(_Message):
     python: str = ""
     numpy: str = ""
     governor: str | None = None
+    execution: Literal["native", "emulated"] = "native"
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
@@ -152,6 +157,7 @@ class Telemetry(_Message):
     clock_mhz: float | None = None
     temperatures_c: dict[str, float] = Field(default_factory=dict)
     load: float | None = None
+    throttled: int | None = Field(default=None, ge=0)
 
 
 class Bench(_Message):

@@ -171,12 +171,14 @@ class Conditions:
         switches_per_run: Involuntary context switches per measured run.
         cpu_share: Part of the measured time, 0..1, in which the calling thread had a processor.
         restarts: How often the worker was started again.
+        firmware: What the device's firmware did to its clock meanwhile, in words; "" for nothing.
     """
 
     execution: Execution = "native"
     switches_per_run: float | None = None
     cpu_share: float | None = None
     restarts: int = 0
+    firmware: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,3 +224,15 @@ def read_options(kind: str, address: str, known: tuple[str, ...]) -> dict[str, s
             )
         options[key] = value
     return options
+
+
+def read_threads(kind: str, options: Mapping[str, str]) -> int | None:
+    """The number of threads in a device's options, or None where they name none.
+
+    Raises:
+        ConfigError: It is not a number of at least 1.
+    """
+    threads = options.get("threads")
+    if threads is not None and (not threads.isdecimal() or int(threads) < 1):
+        raise ConfigError(f"{kind}: threads must be a number of at least 1, got {threads!r}")
+    return int(threads) if threads else None

@@ -172,7 +172,7 @@ def _on_device(
         whole,
         tuple(performance(place, item, result)),
         (result.latency_ns / 1e6).astype(np.float32),
-        {**result.facts, "execution": device.execution},
+        result.facts,
         asked,
     )
 
