@@ -156,11 +156,15 @@ class Proxy:
 
     `budgets` are for the connections in turn, each (bytes to the server, bytes from it), None for
     no end; connections after the last one have none. With `silent` a cut is felt as silence.
+    `flips` are likewise the places where one bit is turned round. While it is `down` nobody is let
+    in.
     """
 
     target: int
     budgets: list[tuple[int | None, int | None]] = field(default_factory=list)
+    flips: list[tuple[int | None, int | None]] = field(default_factory=list)
     silent: bool = False
+    down: bool = False
     connections: int = 0
     cuts: int = 0
     passed: list[int] = field(default_factory=lambda: [0, 0])
@@ -186,24 +190,40 @@ class Proxy:
         while True:
             try:
                 near, _ = self._listener.accept()
+                if self.down:
+                    near.close()
+                    continue
                 far = socket.create_connection(("127.0.0.1", self.target))
+            except ConnectionRefusedError:
+                near.close()
+                continue
             except OSError:
                 return
             self.connections += 1
             budgets = self.budgets.pop(0) if self.budgets else (None, None)
+            flips = self.flips.pop(0) if self.flips else (None, None)
             self._open += [near, far]
-            for way, (one, other, budget) in enumerate(
-                [(near, far, budgets[0]), (far, near, budgets[1])]
-            ):
-                arguments = (way, one, other, budget)
+            for way, ends in enumerate([(near, far), (far, near)]):
+                arguments = (way, *ends, budgets[way], flips[way])
                 threading.Thread(target=self._pump, args=arguments, daemon=True).start()
 
-    def _pump(self, way: int, one: socket.socket, other: socket.socket, left: int | None) -> None:
+    def _pump(
+        self,
+        way: int,
+        one: socket.socket,
+        other: socket.socket,
+        left: int | None,
+        flip: int | None,
+    ) -> None:
         with contextlib.suppress(OSError):
             while left is None or left > 0:
                 data = one.recv(65536 if left is None else min(left, 65536))
                 if not data:
                     break
+                if flip is not None:
+                    if flip < len(data):
+                        data = data[:flip] + bytes([data[flip] ^ 1]) + data[flip + 1 :]
+                    flip = flip - len(data) if flip >= len(data) else None
                 other.sendall(data)
                 self.passed[way] += len(data)
                 left = None if left is None else left - len(data)
