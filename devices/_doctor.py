@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from hetero.devices import _firmware
 from hetero.devices._types import Device
 from hetero.errors import DeviceError
 
@@ -50,8 +51,12 @@ def judge(found: Mapping[str, Any]) -> list[Check]:
         what, _, fix = missing.partition("; run: ")
         status: Literal["ok", "warn", "fail"] = "fail" if none else "warn" if missing else "ok"
         checks.append((name, status, what or str(found[name]), fix))
-    own = [(what, status, detail, fix) for what, status, detail, fix in found.get("checks", ())]
-    return [*checks, *own, _features(found), *_clock(found), _load(found), *_room(found)]
+    if found.get("execution") == "emulated":
+        fix = "numbers from here are right, times mean nothing; measure latency on the board itself"
+        checks.append(("execution", "warn", "an emulator runs this processor's programs", fix))
+    checks += found.get("checks", ())
+    checks += [_features(found), *_clock(found), *_power(found), _load(found), *_room(found)]
+    return checks
 
 
 def _features(found: Mapping[str, Any]) -> Check:
@@ -85,6 +90,17 @@ def _clock(found: Mapping[str, Any]) -> list[Check]:
         fix = "let it cool down before measuring" if hot else ""
         checks.append(("temperature", "warn" if hot else "ok", f"{heat:.0f} °C at {zone}", fix))
     return checks
+
+
+def _power(found: Mapping[str, Any]) -> list[Check]:
+    """What a Raspberry Pi's firmware says; nothing elsewhere."""
+    if (bits := found.get("throttled")) is None:
+        return []
+    said = _firmware.words([bits])
+    if not bits:
+        return [("power", "ok", said, "")]
+    fix = "use the board's own power supply and a short cable, cool it, and boot it again"
+    return [("power", "warn", said, fix)]
 
 
 def _load(found: Mapping[str, Any]) -> Check:

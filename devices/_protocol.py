@@ -56,6 +56,9 @@ first worker that got so far.
 
 **More to tell.** "hello" may carry ``"facts": {"adapter": "..."}``, texts for the report, and
 "done" may carry ``"disturbed": "the page was hidden"``, a reason not to trust the times.
+**Where it applies.** "hello" says ``"execution": "emulated"`` when the worker notices that an
+emulator runs it. "telemetry" before and after has ``"throttled": 327685``, the bits of
+``vcgencmd get_throttled``, on a Raspberry Pi.
 
 **Tolerance.** Lines without the mark "hetero" are chatter and ignored, so are events and fields
 not known here; a line without its end is not read before the end comes.
@@ -68,7 +71,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -108,6 +111,7 @@ class Hello(_Message):
     numpy: str = ""
     governor: str | None = None
     facts: dict[str, str] = Field(default_factory=dict)
+    execution: Literal["native", "emulated"] = "native"
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
@@ -156,6 +160,7 @@ class Telemetry(_Message):
     clock_mhz: float | None = None
     temperatures_c: dict[str, float] = Field(default_factory=dict)
     load: float | None = None
+    throttled: int | None = Field(default=None, ge=0)
 
 
 class Bench(_Message):

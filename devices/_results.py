@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hetero._files import sha256
+from hetero.devices import _firmware
 from hetero.devices import _protocol as protocol
 from hetero.devices._types import Conditions, Device, Plan, RunResult
 from hetero.devices._way import Way
@@ -92,6 +94,7 @@ def read(
     done: protocol.Done,
     restarts: int,
     heat_c: float | None,
+    throttled: Sequence[int] = (),
 ) -> RunResult:
     """What verified files hold.
 
@@ -103,15 +106,18 @@ def read(
         done: Of the last one.
         restarts: How many came after the first.
         heat_c: Highest temperature it reported, or None.
+        throttled: What its firmware said of power and heat, in order; empty where it has none.
     """
     hello, ready, first = greeting
     outputs = np.fromfile(home / "out.bin", "<f4").reshape(done.rows, done.dim)
     times = np.fromfile(home / "lat.bin", "<i8").astype(np.int64)
     per_run = done.switches / done.measured if done.switches is not None and done.measured else None
+    # A board over the network may turn out to be an emulator; the worker on it knows.
+    execution = device.execution if device.execution != "native" else hello.execution
     facts = {
         **hello.facts,
         "device": device.name,
-        "execution": device.execution,
+        "execution": execution,
         "runtime": hello.runtime,
         "runtime_version": hello.runtime_version,
         "provider": ready.provider,
@@ -121,6 +127,7 @@ def read(
         "features": " ".join(hello.features),
         "governor": hello.governor or "",
         "temperature_max_c": "" if heat_c is None else f"{heat_c:.1f}",
+        "throttled": _firmware.words(throttled),
         "system": hello.system,
         "worker": hello.worker,
         "python": hello.python,
@@ -139,6 +146,13 @@ def read(
         embed_ns=times[: done.rows],
         peak_memory_bytes=done.peak_memory_bytes,
         facts=facts,
-        conditions=Conditions(device.execution, per_run, done.cpu_share, restarts, done.disturbed),
+        conditions=Conditions(
+            execution,
+            per_run,
+            done.cpu_share,
+            restarts,
+            done.disturbed,
+            _firmware.disturbance(throttled),
+        ),
         folder=home,
     )

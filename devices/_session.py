@@ -77,7 +77,9 @@ def run(
                 f"is in {home}, the same command with --resume goes on from there"
             ) from None
     restarts = session.workers - 1
-    return _results.read(device, home, job, session.greeting, done, restarts, session.heat_c)
+    return _results.read(
+        device, home, job, session.greeting, done, restarts, session.heat_c, session.throttled
+    )
 
 
 def _order(
@@ -140,6 +142,7 @@ class _Session:
     workers: int = 0
     progress: tuple[object, ...] = ()
     heat_c: float | None = None
+    throttled: list[int] = field(default_factory=list)
 
     @property
     def greeting(self) -> tuple[protocol.Hello, protocol.Ready, protocol.First]:
@@ -255,6 +258,7 @@ class _Session:
         if isinstance(event, protocol.Telemetry):
             heat = [*event.temperatures_c.values(), *([] if self.heat_c is None else [self.heat_c])]
             self.heat_c = max(heat, default=None)
+            self.throttled += [] if event.throttled is None else [event.throttled]
             return
         if isinstance(event, protocol.Beat):
             self.progress = (event.phase, event.rows, event.runs)

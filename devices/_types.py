@@ -172,6 +172,7 @@ class Conditions:
         cpu_share: Part of the measured time, 0..1, in which the calling thread had a processor.
         restarts: How often the worker was started again.
         disturbed: Why the worker itself does not trust its times; empty when it does.
+        firmware: What the device's firmware did to its clock meanwhile, in words; "" for nothing.
     """
 
     execution: Execution = "native"
@@ -179,6 +180,7 @@ class Conditions:
     cpu_share: float | None = None
     restarts: int = 0
     disturbed: str = ""
+    firmware: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -132,12 +133,31 @@ def machine() -> dict[str, Any]:
     flags = (info.get("flags") or info.get("Features") or "").split()
     names = [x.partition("=") for x in FEATURES.split()]
     return {
+        **({"execution": "emulated"} if emulated() else {}),
         "cpu": f"{board}, {cpu}" if board else cpu,
         "cpus": os.cpu_count() or 1,
         "features": [field or name for name, _, field in names if name in flags],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def emulated() -> bool:
+    """Whether qemu-user runs us on another processor: right numbers, times that mean nothing."""
+    # It hides itself in /proc/self/exe, but not in the same link of our thread.
+    with contextlib.suppress(OSError):
+        program = os.readlink(f"/proc/self/task/{os.getpid()}/exe")
+        return os.path.basename(program).startswith("qemu-")
+    return False
+
+
+def firmware() -> dict[str, Any]:
+    """What a Raspberry Pi's firmware says of its power and heat, as bits; nothing elsewhere."""
+    call = ["vcgencmd", "get_throttled"]  # a process, so not with each beat
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        said = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True).stdout
+        return {"throttled": int(said.partition("=")[2], 16)}
+    return {}
 
 
 def telemetry() -> dict[str, Any]:
@@ -378,7 +398,7 @@ class Run:
         kept = np.frombuffer(os.pread(self.lat, self.runs * 8, self.count * 8), "<i8")
         spent_ns = int(kept.sum())
         self.log("bench", warmup_runs=warm, runs=self.runs)
-        self.log("telemetry", **telemetry())
+        self.log("telemetry", **telemetry(), **firmware())
         self.phase = "measure"
         cpu, wall, switched = time.thread_time_ns(), time.perf_counter_ns(), usage()[1]
         while self.unfinished(self.runs, spent_ns / 1e9, plan["min_runs"], plan["min_s"]):
@@ -390,7 +410,7 @@ class Run:
         cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
         switched, measured = usage()[1] - switched, self.runs - len(kept)
         self.phase = "finish"
-        self.log("telemetry", **telemetry())
+        self.log("telemetry", **telemetry(), **firmware())
         return {"switches": switched, "cpu_share": min(1.0, cpu / wall), "measured": measured}
 
     def finish(self, disturbances: dict[str, Any]) -> None:
@@ -465,7 +485,7 @@ def probe(folder: str) -> None:
     kib = [x.split()[1] for x in text_of("/proc/meminfo").splitlines() if x.startswith("MemAvail")]
     found["memory_free_bytes"] = int(kib[0]) * 1024 if kib else None
     found["disk_free_bytes"] = shutil.disk_usage(folder).free
-    print("\n" + json.dumps({**found, **machine(), **telemetry()}), flush=True)
+    print("\n" + json.dumps({**found, **machine(), **telemetry(), **firmware()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+from sshd import Sshd, missing, serving
 
 # Before anything imports NumPy, PyTorch or ONNX Runtime; child processes inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,6 +54,21 @@ def own_home(
         if cache is not None:
             patch.setenv("MPLCONFIGDIR", str(cache.mkdir("matplotlib")))
         yield home
+
+
+@pytest.fixture(scope="session")
+def sshd(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real OpenSSH server on the loopback interface; skips where there is none."""
+    if why := missing():
+        pytest.skip(why)
+    with serving(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def ssh_address(sshd: Sshd, tmp_path: Path) -> str:
+    """What goes after "ssh:", with a work folder of the test's own on that device."""
+    return f"{sshd.address},folder={tmp_path / 'far'}"
 
 
 @pytest.fixture(scope="session")

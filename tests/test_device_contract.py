@@ -18,7 +18,12 @@ PLAN = Plan(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, timeout_s=120)
 
 @pytest.fixture(params=KINDS)
 def device(request):
-    return _plugins.load("hetero.devices", request.param).device("")
+    """One of each kind; a kind that needs an address has it from a fixture KIND_address."""
+    try:
+        address = request.getfixturevalue(f"{request.param}_address")
+    except pytest.FixtureLookupError:
+        address = ""
+    return _plugins.load("hetero.devices", request.param).device(address)
 
 
 @pytest.fixture

@@ -176,8 +176,8 @@ def _on_device(
         ids = reference.task.ids if native else some_queries(reference, EMULATED_QUERIES)
         asked, vectors, whole = None, ask(ids, True), native
     result = first.result
-    facts = {**result.facts, "execution": device.execution}
-    if not native:
+    facts = dict(result.facts)
+    if facts["execution"] != "native":  # a board may turn out to be an emulator only now
         facts["execution"] += ": numerics only"
         facts["queries"] = f"{len(vectors.ids)} of {len(reference.task.query_ids)}"
     return Ran(

@@ -1,0 +1,1 @@
+"""The device harness under fault, and what it costs."""

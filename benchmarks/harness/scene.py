@@ -1,0 +1,222 @@
+"""One device of a kind, all of it on this machine, in a state that a fault can be put into."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import fake_answers, put_fake_runtime, tiny_pixels
+from sshd import Proxy, Sshd, missing
+
+from hetero.devices import Device, Plan, RunResult, open_device, run
+from hetero.devices._protocol import Reader, Row
+from hetero.errors import HeteroError
+
+KINDS = ("local", "ssh")
+ROWS = 12
+PLAN = Plan(
+    warmup_runs=0, warmup_s=0, min_runs=3, min_s=0, max_s=60, timeout_s=240, heartbeat_s=10,
+    stall_s=60, beat_s=0.2, restarts=1, reconnect_s=60,
+)  # fmt: skip
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+class NotHere(Exception):
+    """This fault cannot be made on this machine; the text says why."""
+
+
+@dataclass
+class Scene:
+    """A device with a runtime that does what it is told, and a run on it.
+
+    Attributes:
+        kind: Of device.
+        home: Folder of the scene.
+        said: The errors that were reported, each with its exit code.
+        then: What was done after them.
+    """
+
+    kind: str
+    home: Path
+    said: list[tuple[int, str]] = field(default_factory=list)
+    then: str = ""
+    far: Path = Path()
+    plan: Plan = PLAN
+    pixels: np.ndarray = field(default_factory=lambda: tiny_pixels(ROWS))
+
+    def __post_init__(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.model = self.home / "any.onnx"
+        self.model.write_bytes(bytes(range(256)) * 40)
+        self.out = self.home / "out"
+        self.far = self.out if self.kind == "local" else self.home / "far"
+        self.python = self.home / "python"
+        self.runtime()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Scene]:
+        """With everything that is at the other end."""
+        with contextlib.ExitStack() as stack:
+            if self.kind == "ssh":
+                if why := missing():
+                    raise NotHere(why)
+                self.server = Sshd(self.home / "sshd").start()
+                stack.callback(self.server.stop)
+                self.proxy = stack.enter_context(Proxy(self.server.port))
+            stack.callback(self._end)
+            yield self
+
+    @property
+    def device(self) -> Device:
+        """The device; opening it does nothing yet."""
+        if self.kind == "local":
+            return open_device(f"local:python={self.python}")
+        who = f"{getpass.getuser()}@127.0.0.1:{self.proxy.port}"
+        return open_device(
+            f"ssh:{who},key={self.server.key},python={self.python},folder={self.far},accept-new=yes"
+        )
+
+    def runtime(self, **fault: Any) -> None:
+        """Make the device's runtime fail like this, see `fakes.FAKE_RUNTIME`, or not at all."""
+        words = put_fake_runtime(self.home / "fake", **fault)
+        env = " ".join(f"{k}={shlex.quote(v)}" for k, v in words.items())
+        self.python.write_text(f'#!/bin/sh\n{env} exec {shlex.quote(sys.executable)} "$@"\n')
+        self.python.chmod(0o755)
+
+    # -- the run --------------------------------------------------------------------------------
+
+    def run(self, on_event: OnEvent | None = None, *, resume: bool = False) -> RunResult:
+        """One run of the whole."""
+        return run(
+            self.device, self.model, "onnx", self.pixels,
+            folder=self.out, plan=self.plan, resume=resume, on_event=on_event,
+        )  # fmt: skip
+
+    def refused(self, on_event: OnEvent | None = None, *, resume: bool = False) -> None:
+        """A run that has to end in one clear line, which is kept."""
+        try:
+            self.run(on_event, resume=resume)
+        except HeteroError as error:
+            self.said.append((error.exit_code, str(error)))
+            return
+        raise AssertionError("the fault was neither survived nor reported: it was not noticed")
+
+    def resumed(self) -> RunResult:
+        """The run that goes on after a report."""
+        self.then = "resumed"
+        return self.run(resume=True)
+
+    def anew(self) -> RunResult:
+        """The run that begins again after a report, because the results cannot be trusted."""
+        self.then = "measured anew"
+        return self.run()
+
+    # -- the other end --------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The run folder on the device."""
+        (found,) = [x.parent for x in self.far.glob("*/job.json")]
+        return found
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, if it lives."""
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            pid = int((self.folder / "pid").read_text())
+            if str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return None
+
+    def signal(self, number: int = signal.SIGKILL) -> None:
+        """Signal the worker, and if that is its end wait for it."""
+        pid = self.pid
+        assert pid is not None, "there is no worker to signal"
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            until(lambda: self.pid is None)
+
+    def at(self, event: str, do: Callable[[], None], **fields: Any) -> OnEvent:
+        """A listener that does something once, at the first event like this."""
+        done: list[int] = []
+
+        def listen(sent: Mapping[str, Any]) -> None:
+            like = sent["hetero"] == event and all(sent[k] == v for k, v in fields.items())
+            if like and not done:
+                done.append(1)
+                do()
+
+        return listen
+
+    def host(self, *, until_row: int) -> None:
+        """A host in a process of its own, killed when the worker has done so many rows."""
+        code = (
+            "import sys; sys.path[:0] = ['.', 'tests']\n"
+            "from pathlib import Path; from benchmarks.harness.scene import Scene, PLAN\n"
+            "from hetero.devices import open_device, run; from fakes import tiny_pixels\n"
+            "device, model, out, rows = sys.argv[1:]\n"
+            "run(open_device(device), Path(model), 'onnx', tiny_pixels(int(rows)),\n"
+            "    folder=Path(out), plan=PLAN)\n"
+        )
+        spec = f"local:python={self.python}"
+        if self.kind == "ssh":
+            device: Any = self.device
+            spec = device.target.spec
+        call = [sys.executable, "-c", code, spec, str(self.model), str(self.out), str(ROWS)]
+        process = subprocess.Popen(call, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: len(list(self.far.glob("*/job.json"))) == 1)
+            log = self.folder / "log.jsonl"
+            until(lambda: log.exists() and f'"i": {until_row}' in log.read_text())
+        finally:
+            process.kill()
+            process.wait()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ValueError):
+            if (pid := self.pid) is not None:
+                os.kill(pid, signal.SIGKILL)
+
+    # -- judging --------------------------------------------------------------------------------
+
+    def count(self, result: RunResult) -> tuple[int, int]:
+        """Rows that are missing or wrong, and rows that were measured more than once."""
+        want = fake_answers(self.pixels)
+        got = result.outputs
+        right = sum(np.array_equal(a, b) for a, b in zip(got, want, strict=False))
+        assert result.folder is not None
+        log = (result.folder / "log.jsonl").read_bytes()
+        events = [e for _, e in Reader().feed(log + b"\n") if isinstance(e, Row)]
+        often = Counter(e.i for e in events)
+        times = {e.i: e.ns for e in events}
+        # A row's time has to be that of the one time it was run.
+        other = sum(int(result.embed_ns[i]) != ns for i, ns in times.items())
+        doubled = sum(often.values()) - len(often) + max(0, len(got) - len(want))
+        return len(want) - right, max(doubled, other)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that has to come."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "waited for a minute in vain"
+        time.sleep(0.01)
+
+
+def forge(event: str, **fields: Any) -> bytes:
+    """A line of a log that no worker wrote."""
+    return json.dumps({"hetero": event, "t_s": 0.0, **fields}).encode() + b"\n"
