@@ -222,3 +222,15 @@ def read_options(kind: str, address: str, known: tuple[str, ...]) -> dict[str, s
             )
         options[key] = value
     return options
+
+
+def read_threads(kind: str, options: Mapping[str, str]) -> int | None:
+    """The number of threads in a device's options, or None where they name none.
+
+    Raises:
+        ConfigError: It is not a number of at least 1.
+    """
+    threads = options.get("threads")
+    if threads is not None and (not threads.isdecimal() or int(threads) < 1):
+        raise ConfigError(f"{kind}: threads must be a number of at least 1, got {threads!r}")
+    return int(threads) if threads else None

@@ -42,6 +42,11 @@ FEATURES = (
     "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_int8 f16c fma neon asimd "
     "asimddp=dotprod i8mm asimdhp=fp16 bf16 sve sve2"
 )
+#: ARM's own cores by the number in /proc/cpuinfo, which has no name for them.
+CORES = (
+    "0xd03=A53 0xd04=A35 0xd05=A55 0xd07=A57 0xd08=A72 0xd09=A73 0xd0a=A75 0xd0b=A76 0xd0d=A77 "
+    "0xd41=A78 0xd42=A78AE 0xd46=A510 0xd47=A710"
+)
 
 
 class RefusedError(Exception):
@@ -119,6 +124,9 @@ def machine() -> dict[str, Any]:
     lines = [x.partition(":") for x in text_of("/proc/cpuinfo").splitlines()]
     info = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # the first one wins
     part = f"{platform.machine()} part {info['CPU part']}" if "CPU part" in info else ""
+    if info.get("CPU implementer") == "0x41":
+        cores = dict(x.split("=") for x in CORES.split())
+        part = f"Cortex-{cores[info['CPU part']]}" if info.get("CPU part") in cores else part
     cpu = info.get("model name") or part or platform.processor() or platform.machine()
     board = text_of("/proc/device-tree/model")
     flags = (info.get("flags") or info.get("Features") or "").split()

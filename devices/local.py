@@ -23,7 +23,7 @@ from typing import Any
 
 from hetero._files import make_folder, sha256, storage_errors
 from hetero.devices._protocol import WRITTEN
-from hetero.devices._types import Execution, read_options
+from hetero.devices._types import Execution, read_options, read_threads
 from hetero.errors import ConfigError, DeviceError
 
 WORKER = Path(__file__).with_name("_worker.py")
@@ -45,7 +45,7 @@ class Local:
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[LocalLink]:
         """The open way, which for this machine is `folder` itself."""
-        link = LocalLink(self.name, self.python, make_folder(folder.absolute()))
+        link = LocalLink(self.name, (self.python,), make_folder(folder.absolute()))
         try:
             yield link
         finally:
@@ -54,22 +54,28 @@ class Local:
 
 @dataclass
 class LocalLink:
-    """Six operations on a folder of this machine; see `hetero.devices.Link`."""
+    """Six operations on a folder of this machine; see `hetero.devices.Link`.
+
+    Attributes:
+        name: Of the device.
+        python: The start of a command that runs a Python file.
+        root: The folder.
+    """
 
     name: str
-    python: str
+    python: tuple[str, ...]
     root: Path
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def probe(self) -> Mapping[str, Any]:
         """The facts that a worker of this Python finds out."""
-        call = [self.python, str(WORKER), "--probe", str(self.root)]
+        call = [*self.python, str(WORKER), "--probe", str(self.root)]
         try:
             done = subprocess.run(
                 call, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DeviceError(self.name, f"{self.python} cannot be run ({error})") from error
+            raise DeviceError(self.name, f"{self.python[0]} cannot be run ({error})") from error
         for line in reversed(done.stdout.splitlines()):
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
@@ -78,7 +84,7 @@ class LocalLink:
         said = " ".join(done.stderr.split()[-30:]) or "nothing"
         raise DeviceError(
             self.name,
-            f"{self.python} gave no facts about itself (exit code {done.returncode}, it said: "
+            f"{self.python[0]} gave no facts about itself (exit code {done.returncode}, it said: "
             f"{said}); it needs Python 3.9 and NumPy",
         )
 
@@ -116,7 +122,7 @@ class LocalLink:
         ):
             try:
                 self._workers[run] = subprocess.Popen(
-                    [self.python, str(self.root / worker), str(folder)],
+                    [*self.python, str(self.root / worker), str(folder)],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
@@ -125,7 +131,7 @@ class LocalLink:
                 )
             except (FileNotFoundError, PermissionError) as error:
                 raise DeviceError(
-                    self.name, f"{self.python} cannot be started ({error})"
+                    self.name, f"{self.python[0]} cannot be started ({error})"
                 ) from error
 
     def follow(self, run: str, offset: int) -> tuple[bytes, bool]:
@@ -211,11 +217,8 @@ def device(address: str) -> Local:
         ConfigError: An option is not known or cannot be.
     """
     options = read_options("local", address, ("threads", "python"))
-    threads = options.get("threads")
-    if threads is not None and (not threads.isdecimal() or int(threads) < 1):
-        raise ConfigError(f"local: threads must be a number of at least 1, got {threads!r}")
     python = options.get("python", sys.executable)
     if shutil.which(python) is None:
         raise ConfigError(f"local: python={python} is not a program on this machine")
     name = f"local:{address}" if address else "local"
-    return Local(name, python, int(threads) if threads else None)
+    return Local(name, python, read_threads("local", options))
