@@ -43,8 +43,8 @@ def examine(device: Device, folder: Path | None = None) -> list[Check]:
 
 def judge(found: Mapping[str, Any]) -> list[Check]:
     """The checks for what a worker's probe found."""
-    python = f"{found['python']} ({found['executable']})"
-    checks: list[Check] = [("python", "ok", python, "")]
+    worker = f"{found['python'] or 'native worker'} ({found['executable']})"
+    checks: list[Check] = [("python" if found["python"] else "worker", "ok", worker, "")]
     for name in ("onnxruntime", "litert"):
         missing = str(found.get(f"{name}_missing", ""))
         none = not any(found[x] for x in ("onnxruntime", "litert"))

@@ -6,6 +6,7 @@ It knows the protocol and nothing of how a device is reached; see `hetero.device
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -322,13 +323,13 @@ class _Session:
     def _gave_up(self, way: Way, reason: str) -> DeviceError | BundleError:
         """The error for a worker that was restarted often enough."""
         said = self._stderr(way)
-        crash = said.partition("Fatal Python error: ")[2].partition("\n")[0]
+        crash = (re.findall(r"^Fatal (?:Python )?error: (.+)", said, re.MULTILINE) or [""])[-1]
         if self.hello and not self.first and crash:
             return BundleError(
                 f"{self.model}: {self.hello.runtime} {self.hello.runtime_version} crashes on it "
                 f"({crash}); the file is damaged, or this runtime has a fault"
             )
-        last = f"Fatal Python error: {crash}" if crash else " ".join(said.split()[-30:])
+        last = f"Fatal error: {crash}" if crash else " ".join(said.split()[-30:])
         return DeviceError(
             self.device.name,
             f"its worker failed {self.plan.restarts + 1} times, last at row {self.rows} of "

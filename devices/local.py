@@ -2,6 +2,7 @@
 
     local                                     one thread, this Python
     local:threads=2,python=/opt/py/bin/python   another Python with its own runtimes
+    local:worker=native                       the worker in C, with this Python's runtime libraries
 
 POSIX only: the worker gets a session of its own, so that Ctrl-C reaches the host alone.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero._files import make_folder, sha256, storage_errors
+from hetero.devices import _native
 from hetero.devices._protocol import WRITTEN
 from hetero.devices._types import Execution, read_options, read_threads
 from hetero.errors import ConfigError, DeviceError
@@ -35,7 +38,11 @@ STOP_S = 2.0
 
 @dataclass(frozen=True)
 class Local:
-    """This machine as a device."""
+    """This machine as a device.
+
+    Attributes:
+        python: Runs the worker in Python, or "" for the native one.
+    """
 
     name: str
     python: str
@@ -45,7 +52,12 @@ class Local:
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[LocalLink]:
         """The open way, which for this machine is `folder` itself."""
-        link = LocalLink(self.name, (self.python,), make_folder(folder.absolute()))
+        root = make_folder(folder.absolute())
+        if self.python:
+            link = LocalLink(self.name, (self.python,), root)
+        else:
+            native, libraries = _native.program(platform.machine()), _native.libraries()
+            link = LocalLink(self.name, (), root, worker=native, variables=libraries)
         try:
             yield link
         finally:
@@ -58,24 +70,33 @@ class LocalLink:
 
     Attributes:
         name: Of the device.
-        python: The start of a command that runs a Python file.
+        python: The start of a command that runs a Python file; empty for a program.
         root: The folder.
+        worker: The Python file, or the program.
+        variables: More of its environment.
     """
 
     name: str
     python: tuple[str, ...]
     root: Path
+    worker: Path = WORKER
+    variables: Mapping[str, str] = field(default_factory=dict)
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def probe(self) -> Mapping[str, Any]:
-        """The facts that a worker of this Python finds out."""
-        call = [*self.python, str(WORKER), "--probe", str(self.root)]
+        """The facts that a worker finds out."""
+        call = [*self.python, str(self._placed()), "--probe", str(self.root)]
         try:
             done = subprocess.run(
-                call, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+                call,
+                capture_output=True,
+                text=True,
+                timeout=PROBE_TIMEOUT_S,
+                check=False,
+                env=self._environment(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DeviceError(self.name, f"{self.python[0]} cannot be run ({error})") from error
+            raise DeviceError(self.name, f"{call[0]} cannot be run ({error})") from error
         for line in reversed(done.stdout.splitlines()):
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
@@ -84,8 +105,8 @@ class LocalLink:
         said = " ".join(done.stderr.split()[-30:]) or "nothing"
         raise DeviceError(
             self.name,
-            f"{self.python[0]} gave no facts about itself (exit code {done.returncode}, it said: "
-            f"{said}); it needs Python 3.9 and NumPy",
+            f"{call[0]} gave no facts about itself (exit code {done.returncode}, it said: {said})"
+            + ("; it needs Python 3.9 and NumPy" if self.python else ""),
         )
 
     def put(self, source: Path, name: str, *, again: bool = True) -> None:
@@ -111,10 +132,7 @@ class LocalLink:
             for name in WRITTEN:
                 (folder / name).unlink(missing_ok=True)
         (folder / "stop").unlink(missing_ok=True)
-        worker = f"store/{sha256(WORKER)}.py"
-        if not (self.root / worker).exists():
-            self.put(WORKER, worker)
-        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        call = [*self.python, str(self._placed()), str(folder)]
         with (
             storage_errors(folder),
             (folder / "stdout.txt").open("ab") as out,
@@ -122,17 +140,15 @@ class LocalLink:
         ):
             try:
                 self._workers[run] = subprocess.Popen(
-                    [*self.python, str(self.root / worker), str(folder)],
+                    call,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
-                    env=environment,
+                    env=self._environment(),
                     start_new_session=True,
                 )
             except (FileNotFoundError, PermissionError) as error:
-                raise DeviceError(
-                    self.name, f"{self.python[0]} cannot be started ({error})"
-                ) from error
+                raise DeviceError(self.name, f"{call[0]} cannot be started ({error})") from error
 
     def follow(self, run: str, offset: int) -> tuple[bytes, bool]:
         """New bytes of the log, and whether the worker lives."""
@@ -173,6 +189,18 @@ class LocalLink:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(timeout=STOP_S)
 
+    def _placed(self) -> Path:
+        """The worker in the store: it must not change under a run, and a program may be executed."""
+        target = self.root / f"store/{sha256(self.worker)}{self.worker.suffix}"
+        if not target.exists():
+            self.put(self.worker, str(target.relative_to(self.root)))
+            if not self.python:
+                target.chmod(0o755)
+        return target
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self.variables, "ORT_DISABLE_TELEMETRY": "1"}
+
     def _still_there(self, run: str) -> int | None:
         """The process id of a worker that lives even after a moment."""
         deadline = time.monotonic() + STOP_S
@@ -211,14 +239,22 @@ def device(address: str) -> Local:
     """This machine.
 
     Args:
-        address: "" or options: ``threads=N`` and ``python=PATH``.
+        address: "" or options: ``threads=N``, and ``python=PATH`` or ``worker=native``.
 
     Raises:
         ConfigError: An option is not known or cannot be.
     """
-    options = read_options("local", address, ("threads", "python"))
+    options = read_options("local", address, ("threads", "python", "worker"))
     python = options.get("python", sys.executable)
-    if shutil.which(python) is None:
+    worker = options.get("worker", "python")
+    if worker not in ("python", "native") or (worker == "native" and "python" in options):
+        raise ConfigError(
+            f"local: worker must be python or native, and native has no python, got {address!r}"
+        )
+    if worker == "native":
+        _native.program(platform.machine())
+        python = ""
+    elif shutil.which(python) is None:
         raise ConfigError(f"local: python={python} is not a program on this machine")
     name = f"local:{address}" if address else "local"
     return Local(name, python, read_threads("local", options))

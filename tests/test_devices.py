@@ -693,7 +693,7 @@ def test_a_runtime_that_crashes_on_a_model_is_told_as_the_models_fault(tmp_path,
 def test_a_runtime_that_crashes_later_is_told_as_the_devices(tmp_path, model, faulty):
     faulty(at=2, do="crash")
     with pytest.raises(
-        DeviceError, match=r"^local: its worker failed 2 times, .*last words: Fatal Python"
+        DeviceError, match=r"^local: its worker failed 2 times, .*last words: Fatal error: Aborted"
     ):
         ask(open_device("local"), model, tmp_path, PATIENT)
 

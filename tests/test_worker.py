@@ -1,4 +1,4 @@
-"""The far end in Python, run as it is on a device: one process, one run folder, nothing else."""
+"""The far end, in Python and in C, run as it is on a device: one process, one run folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,12 +29,37 @@ from fakes import (
     write_tflite,
 )
 
+from hetero.devices import _native
 from hetero.devices._protocol import Reader
 
 WORKER = Path(__file__).parent.parent / "devices" / "_worker.py"
 GOLDEN = Path(__file__).parent / "golden"
 FIXED_RUNS = {"warmup_runs": 1, "warmup_s": 0, "min_runs": 3, "min_s": 0, "max_s": 60, "beat_s": 60}
 NO_RUNS = {**FIXED_RUNS, "min_runs": 0}
+COMMAND: list[str] = []
+
+
+def pytest_generate_tests(metafunc):
+    """Every test is one of both workers; where a runtime misbehaves, it is a Python module's."""
+    kinds = ["python"] if "fake" in metafunc.fixturenames else ["python", "native"]
+    metafunc.parametrize("worker", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker(request):
+    """Which one; `start` runs it."""
+    COMMAND[:] = [sys.executable, str(WORKER)]
+    if request.param == "native":
+        COMMAND[:] = [str(native_worker())]
+    return request.param
+
+
+def native_worker() -> Path:
+    """The program that is shipped for this machine."""
+    path = _native.FOLDER / f"hetero-worker-{platform.machine()}"
+    if sys.platform != "linux" or not path.is_file():
+        pytest.skip(f"there is no native worker for {sys.platform} on {platform.machine()}")
+    return path
 
 
 def sha256(path: Path) -> str:
@@ -65,8 +91,8 @@ def order(run: Path, model: Path, inputs: np.ndarray, runtime: str, plan: dict, 
 def start(run: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
     with (run / "stdout.txt").open("ab") as out, (run / "stderr.txt").open("ab") as err:
         return subprocess.Popen(
-            [sys.executable, str(WORKER), str(run)],
-            env={**os.environ, **(environment or {})},
+            [*COMMAND, str(run)],
+            env={**os.environ, **_native.libraries(), **(environment or {})},
             stdout=out,
             stderr=err,
         )
@@ -102,13 +128,15 @@ def onnx_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tflite_file(tmp_path_factory):
+def tflite_file(tmp_path_factory, worker):
     pytest.importorskip("ai_edge_litert")
+    if worker == "native":
+        pytest.importorskip("pymicro_wakeword")
     return write_tflite(tmp_path_factory.mktemp("tflite") / "tiny.tflite")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, onnx_file):
+def finished(tmp_path_factory, onnx_file, worker):
     """A run folder with five rows and three measured runs."""
     run = tmp_path_factory.mktemp("finished") / "run"
     work(order(run, onnx_file, tiny_pixels(5), "onnxruntime", FIXED_RUNS))
@@ -242,8 +270,8 @@ def normalised(found: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("wire", ["onnx", "tflite", "stopped", "refused", "mismatch", "resumed"])
-def test_the_worker_speaks_the_golden_transcript(wire, tmp_path, onnx_file, tflite_file):
-    """Written anew, for review, with WRITE_GOLDEN=1 in the environment."""
+def test_the_worker_speaks_the_golden_transcript(wire, worker, tmp_path, onnx_file, tflite_file):
+    """The Python worker's is written anew, for review, with WRITE_GOLDEN=1 in the environment."""
     run, runtime = tmp_path / "run", "litert" if wire == "tflite" else "onnxruntime"
     pixels = tiny_pixels(3)
     model = {"tflite": tflite_file, "refused": tmp_path / "torn.onnx"}.get(wire, onnx_file)
@@ -260,9 +288,9 @@ def test_the_worker_speaks_the_golden_transcript(wire, tmp_path, onnx_file, tfli
         found = work(run)
     lines = "".join(json.dumps(x) + "\n" for x in normalised(found))
     golden = GOLDEN / f"wire_{wire}.jsonl"
-    if os.environ.get("WRITE_GOLDEN"):
+    if os.environ.get("WRITE_GOLDEN") and worker == "python":
         golden.write_text(lines)
-    assert lines == golden.read_text()
+    assert lines == golden.read_text().replace('"worker": "python"', f'"worker": "{worker}"')
 
 
 # -- going on where another worker was killed -----------------------------------------------------
@@ -391,8 +419,9 @@ def test_onnxruntime_leaves_nothing_in_the_home_folder(tmp_path, onnx_file):
 
 
 def test_probe_tells_of_the_machine_on_one_marked_line(tmp_path):
-    call = [sys.executable, str(WORKER), "--probe", str(tmp_path)]
-    lines = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
+    call, more = [*COMMAND, "--probe", str(tmp_path)], {**os.environ, **_native.libraries()}
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=more)
+    lines = done.stdout.splitlines()
     (found,) = [json.loads(x) for x in lines if '"hetero"' in x]
     assert found["hetero"] == "probe"
     assert found["cpus"] == os.cpu_count()
