@@ -8,6 +8,7 @@ until this machine itself is measured.
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +125,7 @@ class _Crew:
     _fatal: list[BaseException] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _quiet: threading.Event = field(default_factory=threading.Event)
+    _ends: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     def work(self, lanes: Sequence[Sequence[Any]]) -> None:
         """Run everything, and come back when all lanes are through.
@@ -140,24 +142,31 @@ class _Crew:
         for device in (d for lane in lanes for d in lane):
             for item in self._of(device):
                 self.board.tell(device.name, item.kind, item.precision, "waiting")
-        threads = [
-            threading.Thread(target=self._lane, args=(lane, lane in here), daemon=True)
-            for lane in lanes
-        ]
-        for thread in threads:
-            thread.start()
+        through = 0
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            for lane in lanes:
+                threading.Thread(target=self._lane, args=(lane, lane in here), daemon=True).start()
+            while through < len(lanes):
+                # In turns: a signal may end up with a thread that does not wake this one.
+                through += self._heard_end(0.2)
         except KeyboardInterrupt:
             self._stop.set()
             deadline = time.monotonic() + STOP_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            while through < len(lanes) and time.monotonic() < deadline:
+                through += self._heard_end(deadline - time.monotonic())
             raise self._interrupted(sum(len(lane) for lane in lanes)) from None
         if self._fatal:
             raise self._fatal[0]
+
+    def _heard_end(self, timeout_s: float) -> bool:
+        """Whether another lane came to its end within the time."""
+        # Not Thread.join: interrupted, it takes a thread that works for one that is through
+        # (Python 3.11, bpo-45274).
+        try:
+            self._ends.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return False
+        return True
 
     def _interrupted(self, devices: int) -> Interrupted:
         told = [x for x in self._fatal if isinstance(x, Interrupted)]
@@ -188,6 +197,7 @@ class _Crew:
         finally:
             if here:
                 self._quiet.set()
+            self._ends.put(None)
 
     def _device(self, device: Any) -> None:
         watched, gone = _Watched(device, self._stop), ""
