@@ -10,26 +10,48 @@ and is named ``NAME`` or ``NAME:ADDRESS``. All of them speak the protocol of `_p
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, cast
+
 from hetero import _plugins
+from hetero.devices._causes import likely_causes
 from hetero.devices._doctor import Check, examine
 from hetero.devices._embedder import DeviceEmbedder
+from hetero.devices._inventory import Entry, Inventory, load_inventory
 from hetero.devices._protocol import RUNTIMES
 from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
-from hetero.devices._types import Conditions, Device, Execution, Link, Plan, RunResult
+from hetero.devices._types import (
+    HERE,
+    Conditions,
+    Device,
+    Execution,
+    Link,
+    Plan,
+    RunResult,
+    formats_of,
+    lane_of,
+)
 from hetero.errors import ConfigError
 
 __all__ = [
+    "HERE",
     "Check",
     "Conditions",
     "Device",
     "DeviceEmbedder",
+    "Entry",
     "Execution",
+    "Inventory",
     "Link",
     "Plan",
     "RunResult",
     "Timing",
     "examine",
+    "formats_of",
+    "lane_of",
+    "likely_causes",
+    "load_inventory",
     "names",
     "open_device",
     "run",
@@ -49,20 +71,50 @@ def runnable() -> tuple[str, ...]:
     return tuple(RUNTIMES)
 
 
-def open_device(spec: str) -> Device:
+def open_device(spec: str, inventory: Inventory | None = None) -> Device:
     """The device of this name; nothing is started and nothing is sent yet.
 
     Args:
         spec: ``NAME`` or ``NAME:ADDRESS``: "local", "local:threads=2,python=/opt/py/bin/python",
             or the dotted path of your own module instead of NAME.
+        inventory: Its names are looked up first; the device is then called so.
 
     Raises:
-        ConfigError: There is no such kind of device, or it cannot read the address.
+        ConfigError: There is no such kind of device, it cannot read the address, or the name is
+            both a kind's and the inventory's.
     """
     name, _, address = spec.partition(":")
+    entries = inventory.entries if inventory is not None else {}
+    where = inventory.path if inventory is not None else None
+    if name in entries:
+        if name in names():
+            raise ConfigError(
+                f"device {name!r} is a kind of device and a name in {where}; rename it there"
+            )
+        if address:
+            raise ConfigError(
+                f"device {spec!r}: {name} is a name in {where}, which holds its address; "
+                f"write --device {name}"
+            )
+        return _called(open_device(entries[name].spec), name)
+    if entries and name not in names() and "." not in name:
+        raise ConfigError(
+            f"unknown device {name!r}; {where} has {', '.join(entries)}, the kinds are "
+            f"{', '.join(names())}"
+        )
     module = _plugins.load("hetero.devices", name)
     make = getattr(module, "device", None)
     if make is None:
         raise ConfigError(f"device {name!r}: {module.__name__} has no function device(address)")
     found: Device = make(address)
     return found
+
+
+def _called(device: Device, name: str) -> Device:
+    """The device under another name."""
+    if not is_dataclass(device) or not any(f.name == "name" and f.init for f in fields(device)):
+        raise ConfigError(
+            f"{device.name}: cannot be called {name!r}: {type(device).__name__} is no dataclass "
+            "with a field name"
+        )
+    return cast(Device, replace(cast(Any, device), name=name))

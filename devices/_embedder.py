@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hetero.bundle import Artifact, Bundle
-from hetero.devices._session import run
+from hetero.devices._session import OnEvent, run
 from hetero.devices._types import Device, Plan, RunResult
 from hetero.errors import ConfigError
 from hetero.space import Embeddings
@@ -25,6 +25,7 @@ class DeviceEmbedder:
         folder: For everything raw: see `hetero.devices.run`.
         plan: How long to measure latency beside the embedding.
         resume: Take over what an earlier run left in `folder`.
+        on_event: Called with each event of the worker as it comes.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class DeviceEmbedder:
         folder: Path,
         plan: Plan,
         resume: bool = False,
+        on_event: OnEvent | None = None,
     ) -> None:
         self._device, self._bundle, self._item = device, bundle, item
         self._folder, self._plan, self._resume = folder, plan, resume
+        self._on_event = on_event
         self._result: RunResult | None = None
         self.space = bundle.space
         self.name = f"{item.kind} {item.precision} on {device.name}"
@@ -68,5 +71,6 @@ class DeviceEmbedder:
             folder=self._folder,
             plan=self._plan,
             resume=self._resume,
+            on_event=self._on_event,
         )
         return Embeddings.normalised(self.space, ids, self._result.outputs, self.name)

@@ -77,6 +77,9 @@ class Link(Protocol):
 class Device(Protocol):
     """A place where a worker can be started; nothing is open until `connect`.
 
+    A device may also have `formats`, where it does not run the usual ones, and `lane`, a name for
+    the processor it shares with other devices; see `formats_of` and `lane_of`.
+
     Attributes:
         name: As the user wrote it, "local:threads=2"; the first word of every error.
         execution: Whether its times mean anything.
@@ -104,6 +107,23 @@ class Device(Protocol):
             DeviceError: It will never be reached this way.
         """
         ...
+
+
+#: What a worker in Python runs wherever it is.
+USUAL_FORMATS = ("onnx", "tflite")
+
+#: The lane of devices that are this machine itself.
+HERE = "this machine"
+
+
+def formats_of(device: Device) -> tuple[str, ...]:
+    """The file formats that a device runs."""
+    return tuple(getattr(device, "formats", USUAL_FORMATS))
+
+
+def lane_of(device: Device) -> str:
+    """What a device shares its processor with: of one lane, one device runs at a time."""
+    return str(getattr(device, "lane", device.name))
 
 
 @dataclass(frozen=True)

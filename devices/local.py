@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from typing import Any
 from hetero._files import make_folder, sha256, storage_errors
 from hetero.devices import _native
 from hetero.devices._protocol import WRITTEN
-from hetero.devices._types import Execution, read_options, read_threads
+from hetero.devices._types import HERE, Execution, read_options, read_threads
 from hetero.errors import ConfigError, DeviceError
 
 WORKER = Path(__file__).with_name("_worker.py")
@@ -48,6 +49,7 @@ class Local:
     python: str
     threads: int | None = None
     execution: Execution = "native"
+    lane: str = HERE
 
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[LocalLink]:
@@ -117,7 +119,8 @@ class LocalLink:
             if target.samefile(source) or (same_size and not again):
                 return
         make_folder(target.parent)
-        part = target.with_name(f".{target.name}.part")
+        # Two devices of a fleet may put the same file at the same time.
+        part = target.with_name(f".{target.name}.{threading.get_ident()}.part")
         with storage_errors(target):
             part.unlink(missing_ok=True)
             # What is named by its content does not change, and a link costs no space.

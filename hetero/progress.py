@@ -1,15 +1,17 @@
-"""How far a long job is: a Rich bar on a terminal, plain lines elsewhere; on standard error."""
+"""How far a long job is: bars or a table on a terminal, lines elsewhere; on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from hetero.board import Board
 
 
 class Bar(Protocol):
@@ -60,6 +62,24 @@ class Reporter:
             lines = _Lines(self, what, total, done, self._every_s)
             yield lines
             lines.finish()
+
+    @contextlib.contextmanager
+    def board(self, devices: Sequence[str], files: Sequence[tuple[str, str]]) -> Iterator[Board]:
+        """Show what each file is doing on each device for as long as the ``with`` block runs.
+
+        Args:
+            devices: Their names.
+            files: Format and precision of each.
+        """
+        from hetero.board import Board
+
+        if self._quiet:
+            yield Board(devices, files)
+        elif self._console.is_terminal:
+            with Board(devices, files).live(self._console) as shown:
+                yield shown
+        else:
+            yield Board(devices, files, self.line, self._every_s)
 
     def _rich(self) -> Progress:
         from rich import progress

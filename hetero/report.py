@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hetero._files import write_json
+from hetero.cells import Cell, Obstacle, Pair
+from hetero.cells import NotRun as NotRun  # here, too, because a report is made of them
 from hetero.errors import BundleError, ConfigError, DataError
 from hetero.verdict import Decision, Evidence, decide
 
-SCHEMA = "hetero.report/1"
+SCHEMA = "hetero.report/2"
+
+#: Version 1 had neither cells nor agreement, and nothing of why something was not run.
+_READ = ("hetero.report/1", SCHEMA)
 
 #: The device of a file that not its own runtime executed but a reference interpreter.
 REFERENCE = "reference"
@@ -28,6 +33,8 @@ Outcome = Literal["pass", "fail", "inconclusive", "unjudged"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+_OBSTACLE_CODES: dict[Obstacle, int] = {"refused": 2, "device": 4}
 
 
 def _finite(value: float) -> float | None:
@@ -258,21 +265,6 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class NotRun:
-    """Something a reader might think was executed, and why it was not.
-
-    Attributes:
-        format, precision, device: What it is about; empty for any.
-        reason: Why, in a sentence.
-    """
-
-    format: str
-    precision: str
-    device: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Report:
     """What was measured on what, and the verdict.
 
@@ -287,6 +279,8 @@ class Report:
             found ``{"id", "label", "image", "similarity", "right"}``, best first: before is
             PyTorch, after is the file; image is a data URI.
         series: Named number lists for plots: "latency_ms|DEVICE|FORMAT|PRECISION" and "cosine|…".
+        cells: By what each file was executed.
+        agreement: How far devices agree with each other and with PyTorch.
     """
 
     subject: str
@@ -295,16 +289,39 @@ class Report:
     not_run: tuple[NotRun, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    cells: tuple[Cell, ...] = ()
+    agreement: tuple[Pair, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """Fail if any limit failed, else inconclusive if any was or nothing was judged."""
+        """Fail if any limit failed, else inconclusive if any was or something is missing.
+
+        Missing is what was asked of a device and did not come, and everything where nothing was
+        judged.
+        """
         outcomes = {m.outcome for m in self.measurements}
         if "fail" in outcomes:
             return "fail"
         if "inconclusive" in outcomes or "pass" not in outcomes:
             return "inconclusive"
-        return "pass"
+        return "inconclusive" if self.missing else "pass"
+
+    @property
+    def missing(self) -> tuple[NotRun, ...]:
+        """What was asked of a device and did not come."""
+        return tuple(x for x in self.not_run if x.obstacle != "unavailable")
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with.
+
+        1 wherever a limit failed: what is missing cannot mend that. Else 2 where a runtime refused
+        a file, 4 where a device failed or stayed away, and otherwise by the verdict.
+        """
+        if self.verdict == "fail":
+            return EXIT_CODES["fail"]
+        codes = [_OBSTACLE_CODES[x.obstacle] for x in self.missing]
+        return min(codes, default=EXIT_CODES[self.verdict])
 
     def judged_by(self, limits: Iterable[Limit]) -> Report:
         """This report with each measurement held to the limits laid on it.
@@ -354,6 +371,8 @@ class Report:
             "not_run": [vars(x) for x in self.not_run],
             "examples": [dict(x) for x in self.examples],
             "series": {k: [_finite(x) for x in v] for k, v in self.series.items()},
+            "cells": [x.to_json() for x in self.cells],
+            "agreement": [x.to_json() for x in self.agreement],
         }
 
     def save(self, path: Path) -> None:
@@ -369,7 +388,7 @@ class Report:
         """
         try:
             raw = json.loads(path.read_bytes())
-            if raw["schema"] != SCHEMA:
+            if raw["schema"] not in _READ:
                 raise BundleError(
                     f"{path}: schema {raw['schema']!r}, this program reads {SCHEMA!r}"
                 )
@@ -383,6 +402,8 @@ class Report:
                     name: tuple(math.nan if x is None else float(x) for x in values)
                     for name, values in raw["series"].items()
                 },
+                tuple(Cell.from_json(x) for x in raw.get("cells", ())),
+                tuple(Pair.from_json(x) for x in raw.get("agreement", ())),
             )
         except BundleError:
             raise

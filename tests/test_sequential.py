@@ -331,7 +331,7 @@ def test_a_sequential_check_times_the_first_chunk_only_and_skips_the_gallery(tmp
     plans = []
 
     class Embedder:
-        def __init__(self, device, bundle, item, *, folder, plan, resume):
+        def __init__(self, device, bundle, item, *, folder, plan, resume, on_event):
             self.plan = plan
             self.result = SimpleNamespace(latency_ns=np.arange(3), facts={})
 
@@ -363,7 +363,7 @@ def test_a_sequential_check_times_the_first_chunk_only_and_skips_the_gallery(tmp
             path="m.onnx", kind="onnx", sha256="0" * 64, size_bytes=1, precision=precision
         )
         options = running.CheckOptions(limits=limits, thorough="quick", sequential=sequential)
-        return running._on_device(Query(), item, device, reference, pictures, tmp_path, options)
+        return running.on_device(Query(), item, device, reference, pictures, tmp_path, options)
 
     ran = run("int8", sequential=True)
     assert ran.asked is not None

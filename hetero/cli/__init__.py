@@ -38,12 +38,12 @@ for command in (
     check.report,
     diagnose.diagnose,
     snippet.snippet,
-    machines.devices,
     machines.doctor,
     bundles.inspect,
 ):
     app.command()(command)
 app.add_typer(train.app, name="train")
+app.add_typer(machines.devices, name="devices")
 
 
 def main() -> None:

@@ -71,7 +71,6 @@ def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: boo
     from rich.console import Console
 
     from hetero.render import terminal
-    from hetero.report import EXIT_CODES
 
     if as_json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
@@ -79,7 +78,7 @@ def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: boo
         terminal.show(report, Console(highlight=False))
         if not quiet:
             print(f"report: {output / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[report.verdict] if judged else 0)
+    raise typer.Exit(report.exit_code if judged else 0)
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:

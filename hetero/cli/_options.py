@@ -41,7 +41,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped ru
 Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Devices = Annotated[
-    list[str] | None, typer.Option("--device", help="local, local:threads=2, ... Repeatable.")
+    list[str] | None,
+    typer.Option("--device", help="A name of the inventory, or local:threads=2, ... Repeatable."),
+]
+InventoryFile = Annotated[
+    Path | None,
+    typer.Option("--inventory", help="A devices.toml; else ./devices.toml, else the user's."),
 ]
 Formats = Annotated[
     list[str] | None, typer.Option("--format", "-f", help="onnx, tflite, coreml. Repeatable.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hetero.cli._helpers import command_line, load_bundle, reporter
-from hetero.cli._options import Data, Json, Output, Quiet
+from hetero.cli._options import Data, InventoryFile, Json, Output, Quiet
 
 
 def diagnose(
@@ -32,6 +32,7 @@ def diagnose(
         list[str] | None,
         typer.Option(help="Dotted path of a hypothesis of your own. Repeatable."),
     ] = None,
+    inventory: InventoryFile = None,
     data: Data = "",
     output: Output = Path("runs/diagnose"),
     json_: Json = False,
@@ -39,6 +40,7 @@ def diagnose(
 ) -> None:
     """Name the stage that moved a device's vectors: cause, evidence, fix, recall lost by stage."""
     from hetero import diagnose as measuring
+    from hetero.devices import load_inventory
     from hetero.errors import ConfigError
     from hetero.stages import diagnosing, embedding
 
@@ -55,6 +57,7 @@ def diagnose(
     options = diagnosing.DiagnoseOptions(
         file=file,
         device=device,
+        inventory=load_inventory(inventory),
         trace=trace,
         more=tuple(hypothesis or ()),
         command=command_line(),

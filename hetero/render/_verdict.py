@@ -70,13 +70,25 @@ def _judgement(report: Report) -> str:
 
 
 def _left_out(report: Report) -> str:
-    if not report.not_run:
-        return ""
-    formats = list(dict.fromkeys(words.place("", x.format, "") for x in report.not_run))
-    what = words.count(len(report.not_run), "file")
-    if any(x.by_reference for x in view.files(report)):
-        return f"{what} not executed by their own runtime ({', '.join(formats)})"
-    return f"{what} not executed ({', '.join(formats)})"
+    """What was not run, those a device left out apart from those that cannot be run here."""
+    clauses = []
+    expected = [x for x in report.not_run if x.obstacle == "unavailable"]
+    if expected:
+        formats = list(dict.fromkeys(words.place("", x.format, "") for x in expected))
+        what = words.count(len(expected), "file")
+        how = ""
+        if any(x.by_reference for x in view.files(report)):
+            how = " by their own runtime"
+        clauses.append(f"{what} not executed{how} ({', '.join(formats)})")
+    for obstacle, why in (
+        ("device", "because a device failed or stayed away"),
+        ("refused", "because a runtime refused it"),
+    ):
+        lost = [x for x in report.missing if x.obstacle == obstacle]
+        if lost:
+            devices = ", ".join(dict.fromkeys(x.device for x in lost))
+            clauses.append(f"{words.count(len(lost), 'result')} missing {why} ({devices})")
+    return "; ".join(clauses)
 
 
 def sentence(report: Report) -> str:

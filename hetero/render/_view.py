@@ -196,6 +196,7 @@ class Row:
         cells: One per column; None where nothing was measured.
         outcome: Of the file; None if it was not run or is the reference.
         note: Said instead of an outcome: "reference", "not run".
+        execution: "native", "emulated", "reference"; empty where that is not known.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Row:
     cells: tuple[Cell | None, ...]
     outcome: Outcome | None
     note: str
+    execution: str = ""
 
 
 COLUMNS = (
@@ -228,6 +230,11 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def says_how(self) -> bool:
+        """Whether it is known of any row by what it was executed."""
+        return any(row.execution for row in self.rows)
+
 
 def _is_about(x: NotRun, s: Subject) -> bool:
     device, format, precision = s.place
@@ -237,6 +244,7 @@ def _is_about(x: NotRun, s: Subject) -> bool:
 def table(report: Report) -> Table:
     """The table of files."""
     everything, name_of = subjects(report), namer(report)
+    executions = {(c.device, c.format, c.precision): c.execution for c in report.cells}
     shown = [x for x in everything if x.place[1] == "pytorch"]
     shown += [x for x in everything if x.was_run]
     shown += [x for x in everything if x.is_file and not x.was_run]
@@ -250,7 +258,8 @@ def table(report: Report) -> Table:
         cells = tuple(_cell(x.get(c.name), c) for c in columns)
         note = "" if x.was_run else ("not run" if x.is_file else "reference")
         outcome = x.outcome if x.was_run or x.outcome != "unjudged" else None
-        rows.append(Row(name_of(*x.place), x.place, cells, outcome, note))
+        how = executions.get(x.place, "")
+        rows.append(Row(name_of(*x.place), x.place, cells, outcome, note, how))
     for absent in report.not_run:
         if not any(_is_about(absent, x) for x in shown):
             at = (absent.device, absent.format, absent.precision)

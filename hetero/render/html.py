@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero.errors import ConfigError, require
-from hetero.render import _verdict, _view, _words, plots
+from hetero.render import _agreement, _verdict, _view, _words, plots
 from hetero.report import Measurement, Report
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -40,6 +40,7 @@ def render(report: Report) -> str:
         problems=_problems(report, name),
         judged=any(m.outcome != "unjudged" for m in report.measurements),
         table=_view.table(report),
+        matrices=_agreement.matrices(report),
         corners=_corners(report),
         corner_rows=_corner_rows(report),
         baselines=_baselines(report),
@@ -102,9 +103,11 @@ def _tiles(report: Report) -> list[_Tile]:
             tiles.append(_Tile(label, _words.spread(found), said if len(found) > 1 or most else ""))
     ran = len([x for x in _view.files(report) if not x.by_reference])
     if ran or report.not_run:
-        left = f"{len(report.not_run)} not executed" if report.not_run else "none left out"
-        if any(x.by_reference for x in _view.files(report)):
-            left = f"{len(report.not_run)} by a reference interpreter only"
+        read = len([x for x in _view.files(report) if x.by_reference])
+        parts = [f"{read} by a reference interpreter only"] if read else []
+        if len(report.not_run) > read:
+            parts.append(f"{len(report.not_run) - read} not executed")
+        left = ", ".join(parts) or "none left out"
         tiles.append(_Tile("Files executed", str(ran), left))
     return tiles
 

@@ -7,7 +7,8 @@ One suite per file, one test case per judged measurement, named after it; the cl
 - inconclusive is an ``error`` of type "inconclusive". Servers show a skipped test as harmless, and
   a gate that could not decide must not look green; JUnit's error means just that: the test did
   not come to a result.
-- What was not executed is a test case "executed" that was ``skipped``, with the reason.
+- What cannot be executed here is a test case "executed" that was ``skipped``, with the reason.
+- What a device left out, or its runtime refused, is an ``error`` of type "device" or "refused".
 - Unjudged numbers and facts are properties.
 """
 
@@ -55,7 +56,9 @@ def render(report: Report) -> str:
         suite(*at).add_testcase(case)
     for x in report.not_run:
         case = lib.TestCase("executed", _class_name(x.device, x.format, x.precision))
-        case.result = [lib.Skipped(_words.one_line(x.reason), "not run")]
+        why = _words.one_line(x.reason)
+        skipped = x.obstacle == "unavailable"
+        case.result = [lib.Skipped(why, "not run") if skipped else lib.Error(why, x.obstacle)]
         suite(x.device, x.format, x.precision).add_testcase(case)
     if not seen:
         case = lib.TestCase("verdict", "models")

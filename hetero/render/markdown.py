@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hetero.render import _verdict, _view, _words
+from hetero.render import _agreement, _verdict, _view, _words
 from hetero.report import Measurement, Report
 
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "unjudged": ""}
@@ -29,6 +29,7 @@ def render(report: Report) -> str:
     ]
     for title, part in (
         ("", _table(report)),
+        ("Agreement of devices", _agreements(report)),
         ("Failed or undecided", _judged(report, _view.problems(report))),
         ("Passed with declared error rates", _judged(report, _view.passed_tests(report))),
         ("Not executed", _not_run(report)),
@@ -45,7 +46,11 @@ def _table(report: Report) -> list[str]:
     if not table.rows or not table.columns:
         return []
     heads = [f"{c.label}, {c.unit}" if c.unit else c.label for c in table.columns]
-    lines = [_row(["File", *heads, "Outcome"]), _row(["---", *["---:"] * len(heads), "---"])]
+    how = ["Execution"] if table.says_how else []
+    lines = [
+        _row(["File", *heads, *how, "Outcome"]),
+        _row(["---", *["---:"] * len(heads), *["---"] * len(how), "---"]),
+    ]
     for row in table.rows:
         cells = []
         for cell in row.cells:
@@ -53,9 +58,26 @@ def _table(report: Report) -> list[str]:
             bad = cell is not None and cell.outcome in ("fail", "inconclusive")
             cells.append(f"**{text}** {_SIGNS[cell.outcome]}" if cell and bad else text)
         outcome = row.note if row.outcome is None else f"{_SIGNS[row.outcome]} {row.outcome}"
-        lines.append(_row([escaped(row.name), *cells, outcome.strip()]))
+        said = [row.execution] if how else []
+        lines.append(_row([escaped(row.name), *cells, *said, outcome.strip()]))
     device = _view.sole_device(report)
     return [*lines, "", f"Executed on {escaped(device)}."] if device else lines
+
+
+def _agreements(report: Report) -> list[str]:
+    lines: list[str] = []
+    for matrix in _agreement.matrices(report):
+        heads = [escaped(matrix.title), *map(escaped, matrix.columns)]
+        lines += [*([""] if lines else []), _row(heads), _row(["---", *["---:"] * len(heads[1:])])]
+        for name, meetings in matrix.rows:
+            cells = [
+                "" if x is None else f"{x.cosine}{' **≠**' if x.apart else ''}, {x.same}"
+                for x in meetings
+            ]
+            lines.append(_row([escaped(name), *cells]))
+        lines += ["", *(f"- ≠ {escaped(x)}" for x in matrix.findings)]
+    note = "Worst cosine over the queries, and for how many both find the same picture first."
+    return [*lines, "", note] if lines else []
 
 
 def _row(cells: list[str]) -> str:

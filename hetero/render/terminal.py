@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from hetero.render import _verdict, _view, _words
+from hetero.render import _agreement, _verdict, _view, _words
 from hetero.report import Report
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "unjudged": "dim"}
 _SIGNS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "unjudged": ""}
-
+_HOW = {"emulated": "yellow", "reference": "dim"}
 
 #: Short headings, and in which order columns go where a terminal is too narrow for all of them.
 _SHORT = {
@@ -63,6 +63,8 @@ def show(report: Report, console: Console) -> None:
             markup=False,
             highlight=False,
         )
+    for matrix in _agreement.matrices(report):
+        console.print(agreement(matrix))
     for line in _remarks(report, _view.namer(report)):
         console.print(line, markup=False, highlight=False)
     console.print(verdict(report))
@@ -96,6 +98,8 @@ def table(report: Report, left_out: Collection[str] = ()) -> Table:
         if content.columns[at].unit:
             head.append(f"\n{content.columns[at].unit}", style="dim")
         out.add_column(head, justify="right", no_wrap=True)
+    if content.says_how:
+        out.add_column("Execution", no_wrap=True)
     out.add_column("Outcome", no_wrap=True)
     for row in content.rows:
         cells = [
@@ -110,10 +114,37 @@ def table(report: Report, left_out: Collection[str] = ()) -> Table:
         out.add_row(
             Text(row.name),
             *cells,
+            *([Text(row.execution, style=_HOW.get(row.execution, ""))] if content.says_how else []),
             Text(row.note, style="dim")
             if row.outcome is None
             else Text(f"{_SIGNS[row.outcome]} {row.outcome}".strip(), style=_COLOURS[row.outcome]),
         )
+    return out
+
+
+def agreement(matrix: _agreement.Matrix) -> Table:
+    """How far devices agree: the worst cosine, and the share of queries with one first answer."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=Text(f"Agreement, {matrix.title}: worst cosine")
+    )
+    out.add_column("", no_wrap=True)
+    for name in matrix.columns:
+        out.add_column(Text(name), justify="right", overflow="fold")
+    for name, meetings in matrix.rows:
+        cells = [
+            Text("")
+            if x is None
+            else Text.assemble(
+                (f"{x.cosine}{' ≠' if x.apart else ''}", "yellow" if x.apart else ""),
+                ("" if x.same == "100 %" else f"\n{x.same} same top-1", "dim"),
+            )
+            for x in meetings
+        ]
+        out.add_row(Text(name), *cells)
     return out
 
 
@@ -130,8 +161,16 @@ def plain(report: Report) -> str:
         ]
         if not pairs:
             continue
-        head = f"{_words.one_line(_words.place(*row.place))}: {row.outcome or row.note}"
+        how = f" ({row.execution})" if row.execution else ""
+        head = f"{_words.one_line(_words.place(*row.place))}{how}: {row.outcome or row.note}"
         lines.append("; ".join([head, *pairs]))
+    lines += [
+        f"agreement: {matrix.title}: {a} and {b}: worst cosine {x.cosine}, same top-1 {x.same}"
+        for matrix in _agreement.matrices(report)
+        for b, meetings in matrix.rows
+        for a, x in zip(matrix.columns, meetings, strict=True)
+        if x is not None
+    ]
     return "\n".join([*lines, *_remarks(report, _words.place), _verdict.verdict_line(report)])
 
 
@@ -143,6 +182,7 @@ def _remarks(report: Report, name: Callable[[str, str, str], str]) -> list[str]:
     for m in _view.passed_tests(report):
         at = name(m.device, m.format, m.precision)
         lines.append(_words.one_line(f"tested: {at}: {m.name}: {_view.explain(m)}"))
+    lines += [f"apart: {x}" for matrix in _agreement.matrices(report) for x in matrix.findings]
     for x in report.not_run:
         at = name(x.device, x.format, x.precision)
         lines.append(_words.one_line(f"not run: {at}: {x.reason}"))

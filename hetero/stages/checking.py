@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from hetero import check as measuring
 from hetero._files import make_folder
 from hetero.bundle import Bundle
-from hetero.check import Reference
+from hetero.check import Place, Reference
 from hetero.data import Images
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.evaluate import Task, raw_pixels, task
@@ -22,9 +22,10 @@ from hetero.progress import Reporter
 from hetero.report import Limit, Measurement, Report, load_limits
 from hetero.retrieval import pairwise_cosine
 from hetero.slices import by_brightness
+from hetero.stages import fleet
 from hetero.stages.embedding import embed
 from hetero.stages.inspecting import version
-from hetero.stages.running import CheckOptions, Ran, chosen, not_run, publish, run_files
+from hetero.stages.running import CheckOptions, Ran, chosen, publish
 from hetero.stages.stopping import with_evidence
 
 
@@ -55,7 +56,8 @@ def check(
     Raises:
         SpaceMismatchError: The query bundle belongs to another gallery model.
         DataError: A test class was trained on, or nothing can be evaluated.
-        DeviceError: A device failed; what was measured before is on disk.
+        DeviceError: Every device failed. One of several leaves its files out of the report.
+        Interrupted: Ctrl-C; what was measured before is on disk.
     """
     limits = load_limits(options.limits)
     gallery.space.must_match(query.space, f"query bundle {query.root}")
@@ -72,7 +74,8 @@ def check(
     store = output / "embeddings"
     reference.gallery.save(store / "gallery.safetensors")
     reference.query.save(store / "query-pytorch-fp32.safetensors")
-    runs = run_files(query, files, reference, pictures, output, options, reporter)
+    outcome = fleet.run_files(query, files, reference, pictures, output, options, reporter)
+    runs = outcome.runs
     series: dict[str, list[float]] = {}
     shown: list[dict[str, Any]] = []
     worst: tuple[tuple[float, float], Ran, Reference] | None = None
@@ -103,9 +106,11 @@ def check(
         f"searching the index of {gallery.manifest.model.backbone} on {images.name}",
         measurements=tuple(measured),
         facts=_facts(query, gallery, control, images, job, runs, options),
-        not_run=not_run(files, runs),
+        not_run=outcome.not_run,
         examples=tuple(shown),
         series=series,
+        cells=outcome.cells,
+        agreement=fleet.agreed(reference, outcome),
     )
     judged = report.judged_by(_fitting(limits, report, options.limits))
     publish(judged, output)
@@ -178,10 +183,19 @@ def _in_pytorch(
 
 
 def _fitting(limits: Sequence[Limit], report: Report, own: Path | None) -> tuple[Limit, ...]:
-    """One's own limits as they are; of the built-in ones those that have something to lie on."""
-    if own is not None:
-        return tuple(limits)
-    return tuple(x for x in limits if any(x.covers(m) for m in report.measurements))
+    """One's own limits; of the built-in ones those that have something to lie on.
+
+    One's own that could lie on a file that a device left out is no mistake, and waits for it.
+    """
+    laid = [x for x in limits if any(x.covers(m) for m in report.measurements)]
+    if own is None:
+        return tuple(laid)
+    places = [Place(x.device, x.format, x.precision) for x in report.missing]
+    return tuple(
+        x
+        for x in limits
+        if x in laid or not any(x.covers(p.measured(x.measurement, 0.0)) for p in places)
+    )
 
 
 def _facts(

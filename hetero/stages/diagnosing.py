@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +20,9 @@ from hetero.progress import Reporter
 from hetero.retrieval import Truth, rank
 from hetero.space import Embeddings
 
+if TYPE_CHECKING:
+    from hetero.devices import Inventory
+
 Array = np.ndarray[Any, Any]
 
 #: Pictures of a collection that stand between the canaries in the gallery.
@@ -33,6 +36,7 @@ class DiagnoseOptions:
     Attributes:
         file: "onnx:int8": the bundle's file that the device runs; "" for PyTorch's own.
         device: Run the file there on the reference's pixels; "" to run nothing.
+        inventory: Where the device's name is looked up first.
         trace: Folder that an app wrote; None without.
         more: Dotted paths of hypotheses of one's own.
         layers: Look for the first departing layer of a file that departs.
@@ -41,6 +45,7 @@ class DiagnoseOptions:
 
     file: str = ""
     device: str = ""
+    inventory: Inventory | None = None
     trace: Path | None = None
     more: tuple[str, ...] = ()
     layers: bool = True
@@ -291,7 +296,7 @@ def _trace(
     from hetero import devices
 
     assert known.states.pixels is not None, "the library holds the whole reference run"
-    device = devices.open_device(options.device)
+    device = devices.open_device(options.device, options.inventory)
     result = devices.run(
         device,
         query.path(item),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -15,9 +16,12 @@ from hetero.bundle import Artifact, Bundle
 from hetero.check import Place, Reference
 from hetero.errors import ConfigError
 from hetero.progress import Reporter
-from hetero.report import REFERENCE, Measurement, NotRun, Report, load_limits
+from hetero.report import REFERENCE, Measurement, Report, load_limits
 from hetero.space import Embeddings
 from hetero.stages.stopping import Asked, judged_limits, until_certain
+
+if TYPE_CHECKING:
+    from hetero.devices import Inventory
 
 #: Queries given to a reference execution (an interpreter is slow and its times mean nothing).
 REFERENCE_QUERIES = 1000
@@ -31,6 +35,7 @@ class CheckOptions:
 
     Attributes:
         devices: Names as `hetero.devices.open_device` takes them.
+        inventory: Where names of one's own are looked up.
         limits: A file of one's own, or None for the built-in limits.
         thorough: "quick", "normal" or "long" latency measurement.
         threads: Of the runtime on the device.
@@ -41,6 +46,7 @@ class CheckOptions:
     """
 
     devices: tuple[str, ...] = ("local",)
+    inventory: Inventory | None = None
     limits: Path | None = None
     thorough: str = "normal"
     threads: int = 1
@@ -106,36 +112,7 @@ def chosen(query: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
     return files
 
 
-def run_files(
-    query: Bundle,
-    files: Sequence[Artifact],
-    reference: Reference,
-    pictures: Mapping[str, UInt8[np.ndarray, "s s 3"]],
-    output: Path,
-    options: CheckOptions,
-    reporter: Reporter,
-) -> list[Ran]:
-    """Every file on every device that can run it; reference execution where none can."""
-    from hetero import devices
-
-    opened = [devices.open_device(name) for name in options.devices]
-    runs: list[Ran] = []
-    with reporter.bar("run", len(files)) as bar:
-        for item in files:
-            # One device for each, or none: then the file is read by reference.
-            for device in opened if item.kind in devices.runnable() else [None]:
-                if device is None:
-                    ran = _by_reference(query, item, reference, pictures)
-                else:
-                    ran = _on_device(query, item, device, reference, pictures, output, options)
-                name = f"{ran.place.device}-{item.kind}-{item.precision}.safetensors"
-                ran.vectors.save(output / "embeddings" / name)
-                runs.append(ran)
-            bar.advance(1, f"{item.kind} {item.precision}")
-    return runs
-
-
-def _on_device(
+def on_device(
     query: Bundle,
     item: Artifact,
     device: Any,
@@ -143,12 +120,41 @@ def _on_device(
     pictures: Mapping[str, UInt8[np.ndarray, "s s 3"]],
     output: Path,
     options: CheckOptions,
+    heard: Callable[[Mapping[str, Any], int], None] | None = None,
 ) -> Ran:
+    """One file run by one device.
+
+    Args:
+        query: Whose file it is.
+        item: Which.
+        device: From `hetero.devices.open_device`, and able to run the format.
+        reference: Which pictures, and what the answer is held to while it comes in.
+        pictures: Pixels by id.
+        output: Folder for everything raw.
+        options: How to check.
+        heard: Called with each event of the worker, and the rows that it was asked for.
+
+    Raises:
+        DeviceError: The device, or the way to it, failed.
+        BundleError: Its runtime refuses the file.
+    """
     from hetero import devices
+
+    rows = 0
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        if heard is not None:
+            heard(event, rows)
 
     def embedder(plan: Any) -> devices.DeviceEmbedder:
         return devices.DeviceEmbedder(
-            device, query, item, folder=output / "runs", plan=plan, resume=options.resume
+            device,
+            query,
+            item,
+            folder=output / "runs",
+            plan=plan,
+            resume=options.resume,
+            on_event=on_event,
         )
 
     native = device.execution == "native"
@@ -157,6 +163,8 @@ def _on_device(
     first = embedder(plan_for(options.thorough, options.threads)) if native else later
 
     def ask(ids: Sequence[str], timing: bool) -> Embeddings:
+        nonlocal rows
+        rows = len(ids)
         pixels = np.stack([pictures[i] for i in ids])
         return (first if timing else later).embed(tuple(ids), pixels)
 
@@ -167,7 +175,7 @@ def _on_device(
             reference,
             limits,
             ask,
-            output / "sequential" / f"{device.name}-{item.kind}-{item.precision}",
+            output / "sequential" / file_name(place),
             {"file": item.sha256, "space": query.space.digest, "reference": query.digest},
             resume=options.resume,
         )
@@ -192,7 +200,13 @@ def _on_device(
     )
 
 
-def _by_reference(
+def file_name(place: Place) -> str:
+    """A name for files of this place; an address may hold what a file name may not."""
+    plain = re.sub(r"[^\w:=,.@+-]", "-", place.device)
+    return f"{plain}-{place.format}-{place.precision}"
+
+
+def by_reference(
     query: Bundle,
     item: Artifact,
     reference: Reference,
@@ -243,18 +257,6 @@ def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:
     return out
 
 
-def not_run(files: Sequence[Artifact], runs: Sequence[Ran]) -> tuple[NotRun, ...]:
-    """The files that no runtime of their own executed, and why."""
-    from hetero import export
-
-    done = {(r.place.format, r.place.precision) for r in runs if r.place.device != REFERENCE}
-    return tuple(
-        NotRun(f.kind, f.precision, "its own runtime", export.module(f.kind).RUNS_HERE)
-        for f in files
-        if (f.kind, f.precision) not in done
-    )
-
-
 def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Reporter) -> Report:
     """The report of a bundle's exported files' load time, latency and memory on devices.
 
@@ -268,7 +270,7 @@ def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Repo
             f"{bundle.root}: none of the chosen files runs on a worker; "
             f"workers run {', '.join(devices.runnable())}"
         )
-    opened = [devices.open_device(name) for name in options.devices]
+    opened = [devices.open_device(x, options.inventory) for x in options.devices]
     for device in opened:
         if device.execution != "native":
             raise ConfigError(
