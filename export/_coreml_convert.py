@@ -21,12 +21,9 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from hetero._files import sha256, storage_errors, write_json
 from hetero.errors import ExportError
 from hetero.export import _seal
-from hetero.export._job import ConvertJob, Facts
+from hetero.export._job import LEAST_WEIGHTS, ConvertJob, Facts
 from hetero.export._mil_store import WEIGHTS_KEY, line, message, model_file
 from hetero.models import FromPixels
-
-#: Weights of fewer elements stay float: they save little and lose most.
-LEAST_INT8 = 2048
 
 #: The operations that F.normalize and the linear layer before it become.
 _TAIL = frozenset({"linear", "reduce_l2_norm", "maximum", "tile", "real_div"})
@@ -145,7 +142,7 @@ def int8(model: Any) -> Any:
         mode="linear_symmetric",
         dtype="int8",
         granularity="per_channel",
-        weight_threshold=LEAST_INT8,
+        weight_threshold=LEAST_WEIGHTS,
     )
     return compress.linear_quantize_weights(
         model, compress.OptimizationConfig(global_config=config)
@@ -169,7 +166,7 @@ def palette(model: Any, bits: int) -> Any:
         return values.astype(weight.dtype), which.astype(np.uint8)
 
     config = compress.OpPalettizerConfig(
-        mode="custom", lut_function=table, weight_threshold=LEAST_INT8
+        mode="custom", lut_function=table, weight_threshold=LEAST_WEIGHTS
     )
     return compress.palettize_weights(model, compress.OptimizationConfig(global_config=config))
 

@@ -18,6 +18,9 @@ from hetero.errors import ConfigError
 #: Pictures a call where a file takes any number; bounds memory.
 _BATCH = 64
 
+#: Where only weights are rounded, those of fewer elements stay float: they save little, lose most.
+LEAST_WEIGHTS = 2048
+
 #: What was found out about a file; goes into the bundle's manifest.
 Facts = dict[str, str | float | int]
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Weights of fewer elements stay float: they save little and lose most.
-LEAST = 2048
+from hetero.export._job import LEAST_WEIGHTS
 
 #: Operator -> (its input that is a weight, the weight's axis of output channels).
 _WEIGHT: dict[str, tuple[int, int]] = {"Conv": (1, 0), "Gemm": (1, 1), "MatMul": (1, -1)}
@@ -42,7 +41,12 @@ def int8w(model: Any) -> int:
     for name, axes in uses.items():
         (axis,) = axes if len(axes) == 1 else (None,)
         weight = numpy_helper.to_array(stored[name])
-        if axis is None or name in outputs or weight.dtype != np.float32 or weight.size < LEAST:
+        if (
+            axis is None
+            or name in outputs
+            or weight.dtype != np.float32
+            or weight.size < LEAST_WEIGHTS
+        ):
             continue
         axis %= weight.ndim
         codes, scale = rounded(weight, axis)

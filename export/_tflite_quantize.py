@@ -7,11 +7,14 @@ division may end the process.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from hetero.export._job import LEAST_WEIGHTS
 
 #: Operators that do the work; what lies before the first or after the last stays float in int8.
 _WEIGHTY = frozenset(
@@ -145,6 +148,17 @@ def _activations(
             values = values[np.isfinite(values)]
             if values.size:
                 yield name, values
+
+
+def small(model: bytes) -> list[str]:
+    """Scopes of the operators whose weights have fewer than `LEAST_WEIGHTS` elements."""
+    main, kinds = _graph(model)
+    return [
+        _scope(main, at)
+        for at, op in enumerate(main.operators)
+        if kinds[op.opcodeIndex] in _WEIGHTY
+        and math.prod(main.tensors[int(op.inputs[1])].shape) < LEAST_WEIGHTS
+    ]
 
 
 def layers(model: bytes) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hetero.errors import BundleError, ConfigError, require
 from hetero.export import _guard, _mil, _mil_file, _mil_store, _seal
-from hetero.export._job import ConvertJob, Facts, Runner, in_batches
+from hetero.export._job import LEAST_WEIGHTS, ConvertJob, Facts, Runner, in_batches
 
 EXTRA = "coreml"
 SUFFIX = ".mlpackage"
@@ -73,10 +73,10 @@ def convert(job: ConvertJob) -> Facts:
     facts["weights"] = "float16" if half else "float32"
     if job.precision in ("int8", "int8w"):
         model = steps.int8(model)
-        facts["weights"] = f"int8 per channel, symmetric, from {steps.LEAST_INT8} elements on"
+        facts["weights"] = f"int8 per channel, symmetric, from {LEAST_WEIGHTS} elements on"
     elif job.precision == "palette6":
         model = steps.palette(model, 6)
-        facts["weights"] = f"64 values a layer, k-means, from {steps.LEAST_INT8} elements on"
+        facts["weights"] = f"64 values a layer, k-means, from {LEAST_WEIGHTS} elements on"
     if job.precision in ("int8", "int8w", "palette6"):
         # coremltools finds the range of activations by running the model, which needs a Mac.
         facts |= {"activations": "float16, not quantised", "calibration": "not used"}
