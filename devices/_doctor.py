@@ -50,7 +50,8 @@ def judge(found: Mapping[str, Any]) -> list[Check]:
         what, _, fix = missing.partition("; run: ")
         status: Literal["ok", "warn", "fail"] = "fail" if none else "warn" if missing else "ok"
         checks.append((name, status, what or str(found[name]), fix))
-    return [*checks, _features(found), *_clock(found), _load(found), *_room(found)]
+    checks += [_features(found), *_clock(found), _load(found), *_room(found)]
+    return checks + list(found.get("checks", ()))  # what this kind of device knows of itself
 
 
 def _features(found: Mapping[str, Any]) -> Check:

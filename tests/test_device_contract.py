@@ -9,16 +9,16 @@ import pytest
 from fakes import tiny_answers, tiny_pixels, write_onnx
 
 from hetero import _plugins
-from hetero.devices import Device, Link, Plan, run
+from hetero.devices import Device, Link, Plan, open_device, run
 from hetero.errors import ConfigError, DeviceError
 
 KINDS = _plugins.names("hetero.devices")
 PLAN = Plan(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, timeout_s=120)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "local:worker=native"])
 def device(request):
-    return _plugins.load("hetero.devices", request.param).device("")
+    return open_device(request.param)
 
 
 @pytest.fixture
