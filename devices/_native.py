@@ -8,7 +8,9 @@ wheel that has TensorFlow Lite's C library (2.17.1, for x86_64 and aarch64).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +29,10 @@ LIBRARIES = {
 NAMES = {"HETERO_ONNXRUNTIME": "libonnxruntime.so", "HETERO_LITERT": "libtensorflowlite_c.so"}
 #: What a program for glibc needs where there is none, by the names it is asked for.
 SYSTEM = (
-    "ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1",
-    "libstdc++.so.6", "libgcc_s.so.1",
+    "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libstdc++.so.6",
+    "libgcc_s.so.1",
 )  # fmt: skip
-LOADER = SYSTEM[0]
+LOADERS = {"aarch64": "ld-linux-aarch64.so.1", "x86_64": "ld-linux-x86-64.so.2"}
 PROGRAM = "hetero-worker"
 
 
@@ -58,41 +60,49 @@ def libraries() -> Mapping[str, str]:
     return found
 
 
-def bundle(on_step: _arm64.OnStep | None = None) -> Mapping[str, Path]:
-    """Every file the worker needs on an ARM64 machine that has no glibc, by its name there.
+def bundle(machine: str, on_step: _arm64.OnStep | None = None) -> Mapping[str, Path]:
+    """Every file the worker needs on a machine that has no glibc, by its name there.
+
+    For another processor than this machine's they are fetched, once. A runtime that is not to be
+    had is left out.
 
     Args:
+        machine: "aarch64", or this machine's own.
         on_step: Told in a few words what comes next, when something has to be fetched.
 
     Raises:
-        ConfigError: This machine is no Debian, or a program is missing.
+        ConfigError: There is no worker for it, or a program is missing here.
         DeviceError: A package did not come.
     """
-    whole = _arm64.recipe()
-    wheels = [x for x in whole.wheels if x.startswith("onnxruntime")]
-    built = _arm64.build(
-        dataclasses.replace(whole, wheels=(*wheels, "pymicro-wakeword")), on_step
-    )
-    files = {PROGRAM: program("aarch64")}
-    for name in SYSTEM:
-        files[name] = _only(built.root, f"usr/lib/{name}", f"usr/lib/aarch64-linux-gnu/{name}")
-    for variable, (package, pattern) in LIBRARIES.items():
-        where = "usr/local/lib/python3.*/dist-packages"
-        files[NAMES[variable]] = _only(built.root, f"{where}/{package}/{pattern}")
+    files = {PROGRAM: program(machine)}
+    if machine == platform.machine():
+        root, found = Path("/"), libraries()
+        files |= {NAMES[variable]: Path(path) for variable, path in found.items()}
+    else:
+        built = _arm64.build(_recipe(), on_step)
+        root, where = built.root, "usr/local/lib/python3.*/dist-packages"
+        for variable, (package, pattern) in LIBRARIES.items():
+            files[NAMES[variable]] = _only(root, f"{where}/{package}/{pattern}")
+    for name in (LOADERS[machine], *SYSTEM):
+        folders = ("usr/lib", f"usr/lib/{machine}-linux-gnu", "lib64", "usr/lib64")
+        files[name] = _only(root, *(f"{folder}/{name}" for folder in folders))
     return files
 
 
 def emulator() -> Path:
-    """The emulator that came with the bundle's files, for trying them here."""
+    """The ARM64 emulator, which comes with that bundle's files; for trying them here."""
+    return _arm64.build(_recipe()).qemu
+
+
+def _recipe() -> _arm64.Recipe:
+    """What an ARM64 bundle is taken out of."""
     whole = _arm64.recipe()
     wheels = [x for x in whole.wheels if x.startswith("onnxruntime")]
-    return _arm64.build(dataclasses.replace(whole, wheels=(*wheels, "pymicro-wakeword"))).qemu
+    return dataclasses.replace(whole, wheels=(*wheels, _arm64._as_installed("pymicro-wakeword")))
 
 
 def key(files: Mapping[str, Path]) -> str:
     """Names a bundle by its content: 12 hexadecimal digits."""
-    import hashlib
-
     text = "".join(f"{name} {sha256(path)}\n" for name, path in sorted(files.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -103,7 +113,6 @@ def copy(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
         (folder / name).chmod(0o755)
-    return
 
 
 def _only(root: Path, *patterns: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -9,21 +10,20 @@ import pytest
 from fakes import tiny_answers, tiny_pixels, write_onnx
 
 from hetero import _plugins
-from hetero.devices import Device, Link, Plan, run
+from hetero.devices import Device, Link, Plan, open_device, run
 from hetero.errors import ConfigError, DeviceError
 
 KINDS = _plugins.names("hetero.devices")
 PLAN = Plan(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, timeout_s=120)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "local:worker=native"])
 def device(request):
     """One of each kind; a kind that needs an address has it from a fixture KIND_address."""
-    try:
-        address = request.getfixturevalue(f"{request.param}_address")
-    except pytest.FixtureLookupError:
-        address = ""
-    return _plugins.load("hetero.devices", request.param).device(address)
+    kind, _, address = request.param.partition(":")
+    with contextlib.suppress(pytest.FixtureLookupError):
+        address = address or request.getfixturevalue(f"{kind}_address")
+    return _plugins.load("hetero.devices", kind).device(address)
 
 
 @pytest.fixture
