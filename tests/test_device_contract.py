@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from fakes import tiny_answers, tiny_pixels, write_onnx
+from pages import ASSETS, MISSING
 
 from hetero import _plugins
 from hetero.devices import Device, Link, Plan, run
@@ -15,10 +16,24 @@ from hetero.errors import ConfigError, DeviceError
 KINDS = _plugins.names("hetero.devices")
 PLAN = Plan(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, timeout_s=120)
 
+#: Addresses of kinds that need more than "" to be there without a person, and why they are not.
+ADDRESSES = {"browser": f"chromium=yes,assets={ASSETS}"}
+ABSENT = {"browser": MISSING}
+
 
 @pytest.fixture(params=KINDS)
 def device(request):
-    return _plugins.load("hetero.devices", request.param).device("")
+    kind = request.param
+    if ABSENT.get(kind):
+        pytest.skip(f"there is no such device here: {ABSENT[kind]}")
+    return _plugins.load("hetero.devices", kind).device(ADDRESSES.get(kind, ""))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_stays_open():
+    yield
+    for kind in KINDS:
+        getattr(_plugins.load("hetero.devices", kind), "close_all", int)()
 
 
 @pytest.fixture
