@@ -35,7 +35,7 @@ from hetero.devices import Conditions, Plan, _web_assets, browser, examine, open
 from hetero.devices._protocol import Reader
 from hetero.devices._timing import judge
 from hetero.devices._web_run import MAX_EVENT_BYTES, MAX_MESSAGE_BYTES, MalformedError, WebRun
-from hetero.devices._web_server import PAGE, Server
+from hetero.devices._web_server import PAGE, Server, own_address
 from hetero.errors import BundleError, ConfigError, DeviceError, Interrupted
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -207,6 +207,11 @@ def test_without_a_word_it_listens_to_this_machine_only_and_waits_for_a_person()
     found = open_device("browser")
     assert (found.name, found.bind, found.chromium) == ("browser", "127.0.0.1", "")
     assert found.execution == "native"
+
+
+def test_two_runtimes_of_one_page_never_run_at_once():
+    wasm, webgpu = open_device("browser"), open_device("browser:runtime=webgpu")
+    assert wasm.lane == webgpu.lane != open_device("browser:port=8766").lane
 
 
 def test_a_chromium_of_this_machine_is_no_phone(tmp_path):
@@ -946,6 +951,26 @@ def test_short_runs_are_timed_in_blocks_of_many_steps_of_the_clock(tmp_path, mod
     assert bench["block"] > 1
     assert len(result.latency_ns) % bench["block"] == 0
     assert len(set(result.latency_ns[: bench["block"]])) == 1
+
+
+@real
+@pytest.mark.browser
+def test_over_plain_http_and_a_network_there_is_one_thread_and_the_rows_are_right(tmp_path, files):
+    pytest.importorskip("aiohttp", reason="needs the extra 'web'")
+    ip = own_address()
+    if ip == "localhost":
+        pytest.skip("this machine is on no network")
+    device = open_device(f"browser:port=0,bind=0.0.0.0,wait_s=120,threads=2,assets={ASSETS}")
+    server = browser._host(device).server
+    with remote(server.address(ip), f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {ip}"):
+        assert server.wait(120)
+        result = work(device, files / "tiny.onnx", PIXELS, tmp_path)
+        found = {name: status for name, status, _, _ in examine(device)}
+    np.testing.assert_allclose(result.outputs, tiny_answers(PIXELS), rtol=1e-5, atol=1e-2)
+    assert result.facts["secure_context"] == "no"
+    assert result.facts["threads"] == "1"
+    assert result.facts["provider"] == "wasm, 1 thread"
+    assert found["page"] == "warn"
 
 
 @real
