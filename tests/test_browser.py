@@ -6,10 +6,13 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -763,8 +766,6 @@ def normalised(found: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("wire", ["onnx", "tflite", "refused", "mismatch", "resumed"])
 def test_the_worker_speaks_the_golden_transcript(wire, tmp_path, files, chromium, request):
     """Written anew, for review, with WRITE_GOLDEN=1 in the environment."""
-    import os
-
     name = {"tflite": "tiny.tflite", "refused": "torn.onnx"}.get(wire, "tiny.onnx")
     pixels = PIXELS[:, :, :3] if wire == "mismatch" else PIXELS
     if wire in ("refused", "mismatch"):
@@ -977,15 +978,44 @@ def test_over_plain_http_and_a_network_there_is_one_thread_and_the_rows_are_righ
 @pytest.mark.browser
 def test_a_killed_chromium_of_our_own_is_started_anew_and_goes_on(tmp_path, model):
     pytest.importorskip("aiohttp")
-    import os
-    import signal
-
     assets = faulty_assets(tmp_path / "faulty", slow_ms=300)
     device = open_device(f"browser:chromium=yes,assets={assets}")
     kill = at_row(5, lambda: os.kill(browser._host(device).chromium.pid, signal.SIGKILL))
     result = work(device, model, MANY, tmp_path, on_event=kill)
     np.testing.assert_array_equal(result.outputs, fake_answers(MANY))
     assert result.facts["restarts"] == "1"
+
+
+#: A host in a process of its own, which is killed. Arguments: address, folder.
+HOST = """
+import sys
+from pathlib import Path
+from hetero.devices import browser, open_device
+device = open_device(sys.argv[1])
+with device.connect(Path(sys.argv[2])):
+    print(browser._host(device).chromium.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@real
+@pytest.mark.browser
+def test_a_chromium_of_our_own_does_not_outlive_a_host_that_is_killed(tmp_path):
+    spec = f"browser:chromium=yes,assets={ASSETS}"
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, spec, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    pid = int(host.stdout.readline())
+    os.kill(pid, 0)  # it lives
+    host.kill()
+    host.communicate()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @real
