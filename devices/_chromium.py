@@ -43,6 +43,8 @@ SOFTWARE_GPU = (
     "--ignore-gpu-blocklist",
 )
 END_S = 5.0
+#: A browser with this pipe ends when the other end is closed: none outlives a host that is killed.
+LEASH = ("sh", "-c", 'exec "$@" 3<&0 4>&1', "sh")
 
 
 def find() -> str | None:
@@ -81,7 +83,9 @@ class Chromium:
         # Chromium's own sandbox refuses to run as root.
         sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
         call = [
+            *LEASH,
             self.program,
+            "--remote-debugging-pipe",
             *FLAGS,
             *(SOFTWARE_GPU if self.webgpu else WITHOUT_GPU),
             *sandbox,
@@ -91,7 +95,7 @@ class Chromium:
         try:
             self._process = subprocess.Popen(
                 call,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -110,6 +114,8 @@ class Chromium:
                     break
             with contextlib.suppress(ProcessLookupError):  # what its children left
                 os.killpg(self._process.pid, signal.SIGKILL)
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._process = None
         if self._folder is not None:
             self._folder.cleanup()

@@ -152,8 +152,9 @@ def build() -> Path:
     make_folder(folder.parent)
     with storage_errors(folder), TemporaryDirectory(dir=folder.parent) as temporary:
         fresh = Path(temporary) / "fresh"
+        _fetch(npm, Path(temporary))
         for package in PACKAGES:
-            _unpack(_fetch(npm, package, Path(temporary)), package, fresh / package.name)
+            _unpack(_verified(package, Path(temporary)), package, fresh / package.name)
         try:
             fresh.rename(folder)
         except OSError:  # another process was quicker
@@ -162,26 +163,32 @@ def build() -> Path:
     return folder
 
 
-def _fetch(npm: str, package: Package, folder: Path) -> Path:
-    """The package's archive, known to be the pinned one."""
-    spec = f"{package.name}@{package.version}"
-    call = [npm, "pack", "--ignore-scripts", "--silent", "--pack-destination", str(folder), spec]
+def _fetch(npm: str, folder: Path) -> None:
+    """Let npm put every archive into `folder`."""
+    specs = [f"{p.name}@{p.version}" for p in PACKAGES]
+    call = [npm, "pack", "--ignore-scripts", "--silent", "--pack-destination", str(folder), *specs]
     try:
         done = subprocess.run(
             call, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeviceError("browser", f"npm cannot fetch {spec} ({error})") from error
-    archive = folder / f"{package.name.replace('@', '').replace('/', '-')}-{package.version}.tgz"
-    if done.returncode or not archive.is_file():
+        raise DeviceError("browser", f"npm cannot fetch {', '.join(specs)} ({error})") from error
+    if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-200:] or "nothing"
-        raise DeviceError("browser", f"npm cannot fetch {spec}; it said: {said}")
-    got = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        raise DeviceError("browser", f"npm cannot fetch {', '.join(specs)}; it said: {said}")
+
+
+def _verified(package: Package, folder: Path) -> Path:
+    """The package's archive, known to be the pinned one."""
+    name = package.name.replace("@", "").replace("/", "-")
+    archive = folder / f"{name}-{package.version}.tgz"
+    raw = archive.read_bytes() if archive.is_file() else b""
+    got = "sha512-" + base64.b64encode(hashlib.sha512(raw).digest()).decode()
     if got != package.integrity:
         raise DeviceError(
             "browser",
-            f"what npm fetched as {spec} is not the pinned archive: {got[:20]}…, expected "
-            f"{package.integrity[:20]}…; is a registry of your own in between?",
+            f"what npm fetched as {package.name} {package.version} is not the pinned archive: "
+            f"{got[:20]}…, expected {package.integrity[:20]}…; is a registry of your own between?",
         )
     return archive
 

@@ -263,7 +263,7 @@ class Server:
                 return False
             await self._socket.close(code=1001)
         self._socket, self._id, self.page = way, who, about
-        welcome: dict[str, Any] = {"do": "welcome", "name": self.name, "have": None}
+        welcome: dict[str, Any] = {"do": "welcome", "have": None}
         work, again = self.work, False
         if work and not work.gone and worker == work.number:
             welcome["have"] = work.sequence

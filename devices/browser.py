@@ -72,6 +72,11 @@ class Browser:
     tls: tuple[Path, Path] | None = None
     execution: Execution = "native"
 
+    @property
+    def lane(self) -> str:
+        """What it shares a processor with: one page runs one model at a time."""
+        return "this machine" if self.chromium else f"the page at {self.bind}:{self.port}"
+
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[BrowserLink]:
         """The open way: a page that is here.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import struct
 import subprocess
@@ -25,6 +26,8 @@ CHROMIUM = _chromium.find()
 MISSING = (
     "no Chromium is installed"
     if CHROMIUM is None
+    else "aiohttp is not installed; needs the extra 'web'"
+    if importlib.util.find_spec("aiohttp") is None
     else ""
     if ASSETS.is_dir()
     else "the page's runtimes are not there; run: hetero devices build browser"
@@ -209,10 +212,13 @@ class Remote:
         return {}
 
     def script(self, code: str) -> Any:
-        """What a script gives in the page."""
-        return self.do("Runtime.evaluate", expression=code, awaitPromise=True)["result"].get(
-            "value"
-        )
+        """What a script gives in the page; asked again while the page is only just there."""
+        for _ in range(100):
+            found = self.do("Runtime.evaluate", expression=code, awaitPromise=True)
+            if "value" in found.get("result", {}):
+                return found["result"]["value"]
+            time.sleep(0.1)
+        raise AssertionError(f"no answer to {code}")
 
 
 @contextlib.contextmanager

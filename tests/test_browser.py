@@ -6,10 +6,13 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ from hetero.devices import Conditions, Plan, _web_assets, browser, examine, open
 from hetero.devices._protocol import Reader
 from hetero.devices._timing import judge
 from hetero.devices._web_run import MAX_EVENT_BYTES, MAX_MESSAGE_BYTES, MalformedError, WebRun
-from hetero.devices._web_server import PAGE, Server
+from hetero.devices._web_server import PAGE, Server, own_address
 from hetero.errors import BundleError, ConfigError, DeviceError, Interrupted
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -207,6 +210,11 @@ def test_without_a_word_it_listens_to_this_machine_only_and_waits_for_a_person()
     found = open_device("browser")
     assert (found.name, found.bind, found.chromium) == ("browser", "127.0.0.1", "")
     assert found.execution == "native"
+
+
+def test_two_runtimes_of_one_page_never_run_at_once():
+    wasm, webgpu = open_device("browser"), open_device("browser:runtime=webgpu")
+    assert wasm.lane == webgpu.lane != open_device("browser:port=8766").lane
 
 
 def test_a_chromium_of_this_machine_is_no_phone(tmp_path):
@@ -758,8 +766,6 @@ def normalised(found: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("wire", ["onnx", "tflite", "refused", "mismatch", "resumed"])
 def test_the_worker_speaks_the_golden_transcript(wire, tmp_path, files, chromium, request):
     """Written anew, for review, with WRITE_GOLDEN=1 in the environment."""
-    import os
-
     name = {"tflite": "tiny.tflite", "refused": "torn.onnx"}.get(wire, "tiny.onnx")
     pixels = PIXELS[:, :, :3] if wire == "mismatch" else PIXELS
     if wire in ("refused", "mismatch"):
@@ -929,9 +935,10 @@ def test_a_page_that_was_hidden_while_measuring_says_so(tmp_path, model, control
     device, _, hand = controlled(**SLOW)
     hide = (
         "Object.defineProperty(document, 'visibilityState', {value: 'hidden'});"
-        "document.dispatchEvent(new Event('visibilitychange'))"
+        "document.dispatchEvent(new Event('visibilitychange')); true"
     )
-    result = work(device, model, PIXELS, tmp_path, on_event=at_row(0, lambda: hand.script(hide)))
+    assert hand.script(hide)
+    result = work(device, model, PIXELS, tmp_path)
     assert timing(result).validity == "noisy"
     assert re.match(r"the page was hidden for \d+ of \d+ ms", timing(result).reason)
 
@@ -949,17 +956,66 @@ def test_short_runs_are_timed_in_blocks_of_many_steps_of_the_clock(tmp_path, mod
 
 @real
 @pytest.mark.browser
+def test_over_plain_http_and_a_network_there_is_one_thread_and_the_rows_are_right(tmp_path, files):
+    pytest.importorskip("aiohttp", reason="needs the extra 'web'")
+    ip = own_address()
+    if ip == "localhost":
+        pytest.skip("this machine is on no network")
+    device = open_device(f"browser:port=0,bind=0.0.0.0,wait_s=120,threads=2,assets={ASSETS}")
+    server = browser._host(device).server
+    with remote(server.address(ip), f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {ip}"):
+        assert server.wait(120)
+        result = work(device, files / "tiny.onnx", PIXELS, tmp_path)
+        found = {name: status for name, status, _, _ in examine(device)}
+    np.testing.assert_allclose(result.outputs, tiny_answers(PIXELS), rtol=1e-5, atol=1e-2)
+    assert result.facts["secure_context"] == "no"
+    assert result.facts["threads"] == "1"
+    assert result.facts["provider"] == "wasm, 1 thread"
+    assert found["page"] == "warn"
+
+
+@real
+@pytest.mark.browser
 def test_a_killed_chromium_of_our_own_is_started_anew_and_goes_on(tmp_path, model):
     pytest.importorskip("aiohttp")
-    import os
-    import signal
-
-    assets = faulty_assets(tmp_path / "faulty", **SLOW)
+    assets = faulty_assets(tmp_path / "faulty", slow_ms=300)
     device = open_device(f"browser:chromium=yes,assets={assets}")
     kill = at_row(5, lambda: os.kill(browser._host(device).chromium.pid, signal.SIGKILL))
     result = work(device, model, MANY, tmp_path, on_event=kill)
     np.testing.assert_array_equal(result.outputs, fake_answers(MANY))
     assert result.facts["restarts"] == "1"
+
+
+#: A host in a process of its own, which is killed. Arguments: address, folder.
+HOST = """
+import sys
+from pathlib import Path
+from hetero.devices import browser, open_device
+device = open_device(sys.argv[1])
+with device.connect(Path(sys.argv[2])):
+    print(browser._host(device).chromium.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@real
+@pytest.mark.browser
+def test_a_chromium_of_our_own_does_not_outlive_a_host_that_is_killed(tmp_path):
+    spec = f"browser:chromium=yes,assets={ASSETS}"
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, spec, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    pid = int(host.stdout.readline())
+    os.kill(pid, 0)  # it lives
+    host.kill()
+    host.communicate()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @real

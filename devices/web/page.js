@@ -54,6 +54,14 @@ const STATES = {
   error: ["Stopped", ""],
 };
 
+const PHASES = {
+  load: "loading the model",
+  embed: "embedding",
+  warm: "warming up",
+  measure: "measuring",
+  finish: "finishing",
+};
+
 function show(state, text) {
   const [title, said] = STATES[state];
   document.body.dataset.state = state;
@@ -64,8 +72,10 @@ function show(state, text) {
 function showProgress() {
   const of = work?.order.job.inputs.shape[0] ?? 0;
   $("bar").value = of ? work.rows / of : 0;
-  const names = { load: "loading the model", embed: "embedding", warm: "warming up", measure: "measuring", finish: "finishing" };
-  $("phase").textContent = work ? `${names[work.phase] ?? work.phase}: ${work.rows} of ${of} pictures, ${work.runs} timed runs` : "";
+  const doing = work && !work.ended ? `${PHASES[work.phase] ?? work.phase}: ` : "";
+  $("phase").textContent = work
+    ? `${doing}${work.rows} of ${of} pictures, ${work.runs} timed runs`
+    : "";
   $("model").textContent = work ? `${work.order.job.runtime}, ${work.order.provider}` : "";
 }
 
@@ -253,7 +263,6 @@ async function connect() {
 function hear(said) {
   if (said.do === "welcome") {
     pause_ms = PAUSES_MS[0];
-    $("name").textContent = said.name;
     if (work && said.have === null) end(); // the host has given this worker up
     socket.greeted = true;
     if (work) {
