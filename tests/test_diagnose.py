@@ -201,7 +201,7 @@ def test_the_pattern_of_moved_pictures_names_the_stage_that_alone_reaches_them()
 
     def named(*kinds: str) -> str:
         out = np.asarray([p.kind.rstrip("0123456789") in kinds for p in pictures])
-        return _evidence.pattern(pictures, out)[0]
+        return (*_evidence.pattern(pictures, out)[0], "")[0]
 
     assert named("exif") == "orientation"
     assert named("exif", "jpeg") == "decode"
@@ -433,10 +433,10 @@ def test_only_a_near_cause_far_ahead_of_every_other_stage_is_named():
         return _search.Tried(variant, explained, False, np.zeros(3))
 
     near = [tried("crop", 0.9), tried("resize", 0.3)]
-    assert _search.named(near, "")[0].variant.stage == "crop"
-    assert _search.named([tried("crop", 0.9), tried("resize", 0.85)], "") is None
-    assert _search.named([tried("crop", 0.6), tried("resize", 0.1)], "") is None
-    assert _search.named([], "crop") is None
+    assert _search.named(near, ())[0].variant.stage == "crop"
+    assert _search.named([tried("crop", 0.9), tried("resize", 0.85)], ()) is None
+    assert _search.named([tried("crop", 0.6), tried("resize", 0.1)], ()) is None
+    assert _search.named([], ("crop",)) is None
 
 
 def test_the_l2_step_is_not_blamed_for_vectors_that_were_turned() -> None:

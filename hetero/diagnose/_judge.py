@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hetero.diagnose import _search
+from hetero.diagnose import _families, _search
 from hetero.diagnose._diagnosis import Diagnosis, Fault, Loss, Suspect
 from hetero.diagnose._evidence import allowed, departure, is_fault, moved, pattern
 from hetero.diagnose._file import LENGTH, FileCheck, file_fault
@@ -196,20 +196,32 @@ class _Work:
             odd = self._broken(np.asarray(point.target), lost)
             if odd:
                 return odd, None
-        hint, why = pattern(known.pictures, out)
-        if hint and hint not in _search.stages_of(point.start, point.until):
-            hint, why = "", ""
-        pool = list(known.variants)
+        hints, why = pattern(known.pictures, out)
+        if hints and hints[0] not in _search.stages_of(point.start, point.until):
+            hints, why = (), ""
+        pool, fitted_ = list(known.variants), list(known.families)
         if self.device_only:
-            inside = set(_search.stages_of("network", ""))
-            pool, hint = [v for v in pool if v.stage in inside], ""
-        cache = known.known if by_library and point.until == "" else None
-        tried = _search.weigh(pool, known.spec, known.engine, point, states, cache)
-        best = _search.named(tried, hint)
-        if (best is None or not best[1]) and point.until == "" and not hint:
-            more = self._fits(point, states, ours, out)
-            tried = sorted([*tried, *more], key=lambda t: (not t.reproduces, -t.explained))
-            best = _search.named(tried, hint)
+            inside, hints = set(_search.stages_of("network", "")), ()
+            pool = [v for v in pool if v.stage in inside]
+            fitted_ = [f for f in fitted_ if f.stage in inside]
+        cache = known.known if by_library and point.until in ("", "normalise") else None
+        tried: list[Tried] = []
+        best = None
+        # Where the pictures that moved leave few stages, those come first, and mostly suffice.
+        likely = [v for v in pool if v.stage in hints]
+        for some in (likely, [v for v in pool if v.stage not in hints]):
+            if best is None or not best[1]:
+                tried += _search.weigh(some, known.spec, known.engine, point, states, cache)
+                tried.sort(key=_search.order)
+                best = _search.named(tried, hints)
+        if best is None or not best[1]:
+            fitted_ = [f for f in fitted_ if not hints or f.stage in hints]
+            more = _families.nearest(fitted_, known.spec, known.engine, point, states, out)
+            tried = sorted([*tried, *more], key=_search.order)
+            best = _search.named(tried, hints)
+        if (best is None or not best[1]) and point.until == "" and not hints:
+            tried = sorted([*tried, *self._fits(point, states, ours, out)], key=_search.order)
+            best = _search.named(tried, hints)
         self.tried = sorted([*self.tried, *tried], key=lambda t: -t.explained)
         if why:
             evidence.append(why)
@@ -226,11 +238,11 @@ class _Work:
             cause = v.what if exact else f"near to: {v.what}"
             self.faults.append(Fault(v.stage, cause, tuple(evidence), v.fix, exact, lost))
             return v.stage, found
-        if hint:
-            fix = _FIXES[hint]
-            cause = f"the {hint} departs in a way that no hypothesis reproduces"
-            self.faults.append(Fault(hint, cause, tuple(evidence), fix, False, lost))
-            return hint, None
+        if hints:
+            fix = _FIXES[hints[0]]
+            cause = f"the {hints[0]} departs in a way that no hypothesis reproduces"
+            self.faults.append(Fault(hints[0], cause, tuple(evidence), fix, False, lost))
+            return hints[0], None
         segment = self._segment(point.start, point.until)
         if segment in STAGES:
             fix = "compare this one step's input and output with the reference's"

@@ -98,7 +98,7 @@ def weigh(
     engine: Engine,
     point: Point,
     states: States,
-    known: dict[tuple[str, str], Any] | None = None,
+    known: dict[tuple[str, str, str], Any] | None = None,
 ) -> list[Tried]:
     """Every variant that can act between the two ends of a point, the best first.
 
@@ -108,7 +108,7 @@ def weigh(
         engine: The reference model.
         point: Where to compare.
         states: The reference's from `point.start` on.
-        known: What variants gave before, by stage and text; read and added to.
+        known: What variants gave before, by stage, text and point; read and added to.
     """
     low, high = STEPS.index(point.start), STEPS.index(point.until) if point.until else len(STEPS)
     ours = at(states, point.until)
@@ -117,7 +117,7 @@ def weigh(
     for variant in variants:
         if not low <= STEPS.index(variant.at) < high:
             continue
-        key = (variant.stage, variant.what)
+        key = (variant.stage, variant.what, point.until)
         if known is not None and key in known:
             value = known[key]
         else:
@@ -127,7 +127,12 @@ def weigh(
         if value is None or _same(value, ours):
             continue
         out.append(judged(variant, value, before, point))
-    return sorted(out, key=lambda t: (not t.reproduces, -t.explained))
+    return sorted(out, key=order)
+
+
+def order(tried: Tried) -> tuple[bool, float]:
+    """Sorts those that reproduce the device before the others, the best first."""
+    return not tried.reproduces, -tried.explained
 
 
 def judged(variant: Variant, value: Any, before: Array, point: Point) -> Tried:
@@ -164,12 +169,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a.shape == b.shape and np.array_equal(a, b))
 
 
-def named(tried: Sequence[Tried], hint: str) -> tuple[Tried, bool] | None:
+def named(tried: Sequence[Tried], hints: Sequence[str]) -> tuple[Tried, bool] | None:
     """The variant that is the cause and whether it is exact; None where none is.
 
     Args:
         tried: From `weigh`, the best first.
-        hint: The stage that the pattern of moved pictures proves, or "".
+        hints: The stages that the pattern of moved pictures leaves, or none if it leaves all.
     """
     if not tried:
         return None
@@ -182,11 +187,11 @@ def named(tried: Sequence[Tried], hint: str) -> tuple[Tried, bool] | None:
     if (
         best.explained >= _MOSTLY
         and runner_up >= _TIMES * rest
-        and hint in ("", best.variant.stage)
+        and (not hints or best.variant.stage in hints)
     ):
         return best, False
-    if hint:
-        same = [t for t in tried if t.variant.stage == hint and t.explained >= 0.5]
+    if hints:
+        same = [t for t in tried if t.variant.stage in hints and t.explained >= 0.5]
         if same:
             return same[0], False
     return None
