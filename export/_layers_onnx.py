@@ -97,7 +97,7 @@ def _inputs(nodes: Any, kept: set[str], constant: set[str]) -> dict[str, tuple[s
 
 
 def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
-    """The range of every activation that the file holds in eight bits, and what pictures fill of it.
+    """What each activation held in eight bits can hold, and what pictures fill of it.
 
     Args:
         path: The file.

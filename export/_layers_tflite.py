@@ -120,7 +120,7 @@ def _real(values: np.ndarray[Any, Any], detail: Any) -> np.ndarray[Any, Any]:
 
 
 def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
-    """The range of every activation that the file holds in eight bits, and what pictures fill of it.
+    """What each activation held in eight bits can hold, and what pictures fill of it.
 
     Numbers at an end count as cut off where those just before the end are much fewer, and the end
     is none that an activation function has.

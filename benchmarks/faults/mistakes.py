@@ -1,7 +1,7 @@
 """What app developers get wrong before the model, each with its numbers drawn from the seed.
 
-The numbers are drawn from ranges, so that each seed has faults of its own; most of them lie between,
-or outside, those that the hypotheses list, and some faults have no hypothesis at all.
+The numbers come from ranges, so that each seed has faults of its own; most lie between, or outside,
+those that the hypotheses list, and some faults have no hypothesis at all.
 """
 
 from __future__ import annotations

@@ -69,6 +69,24 @@ def is_fault(out: Array, gap: Array, allow: Array) -> bool:
     return int(out.sum()) >= 2 or bool((gap > 50 * allow).any())
 
 
+def acquitted(pictures: Sequence[Canary], out: Array, gap: Array) -> frozenset[str]:
+    """The stages that cannot have done it, going by the pictures of one brightness alone.
+
+    No crop, resize or turn moves such a picture, and no other constants, pooling, length or order
+    of numbers leave all of them where they are.
+
+    Args:
+        pictures: The canaries.
+        out: Which of them moved.
+        gap: How far each lies from where it should.
+    """
+    flat = np.asarray([p.kind == "flat" for p in pictures])
+    if int(out[flat].sum()) >= 2:
+        return frozenset({"orientation", "crop", "resize"})
+    still = flat.any() and out.any() and gap[flat].max() < np.median(gap[out]) / 100
+    return frozenset({"normalise", "pooling", "l2", "output"} if still else ())
+
+
 def pattern(pictures: Sequence[Canary], out: Array) -> tuple[tuple[str, ...], str]:
     """The stages that alone can have moved just these pictures, and why; or () and why not.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from hetero.diagnose.hypotheses import Family
 from hetero.preprocess import Preprocess
 
 #: Pictures that a number is fitted on: some that moved and some that did not; all judge it.
-_MOVED, _STILL = 12, 4
+_MOVED, _STILL = 10, 4
 
 #: Families looked at closer: those that explain most, and this much at the least.
 _CLOSER, _WORTH = 3, 0.3
@@ -44,7 +43,7 @@ def nearest(
     """
     low, high = STEPS.index(point.start), STEPS.index(point.until) if point.until else len(STEPS)
     some = _some(moved)
-    small, part = _states(states, some), _point(point, some)
+    small, part = _search.some_states(states, some), _search.some_of(point, some)
     fits = []
     for family in families:
         if low <= STEPS.index(family.at) < high:
@@ -110,21 +109,3 @@ def _some(moved: Array) -> Array:
         if len(which):
             parts.append(which[np.unique(np.linspace(0, len(which) - 1, most).astype(int))])
     return np.sort(np.concatenate(parts))
-
-
-def _rows(some: Array) -> Callable[[Any], Any]:
-    return lambda value: [value[i] for i in some] if isinstance(value, list) else value[some]
-
-
-def _states(states: States, some: Array) -> States:
-    rows = _rows(some)
-    before = {step: rows(value) for step, value in states.before.items()}
-    return replace(
-        states, before=before, rows=states.rows[some] if len(states.rows) else states.rows
-    )
-
-
-def _point(point: Point, some: Array) -> Point:
-    rows = _rows(some)
-    value = None if point.value is None else rows(point.value)
-    return replace(point, value=value, target=rows(point.target), allow=point.allow[some])

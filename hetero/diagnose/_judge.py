@@ -10,7 +10,7 @@ import numpy as np
 
 from hetero.diagnose import _families, _search
 from hetero.diagnose._diagnosis import Diagnosis, Fault, Loss, Suspect
-from hetero.diagnose._evidence import allowed, departure, is_fault, moved, pattern
+from hetero.diagnose._evidence import acquitted, allowed, departure, is_fault, moved, pattern
 from hetero.diagnose._file import LENGTH, FileCheck, file_fault
 from hetero.diagnose._fit import fitted
 from hetero.diagnose._library import Library, with_file
@@ -86,7 +86,8 @@ def diagnose(
         last = _fit_shape(trace.ordered(names).embedding, known.home)
     losses = _losses(marks, torch_rows, recall)
     total = float(departure(last, torch_rows).mean())
-    gap = departure(last, known.home if trace is not None else torch_rows)
+    departs = file is not None and file.departs
+    gap = departure(last, torch_rows if departs or trace is None else known.home)
     out = moved(gap, allow)
     which = [i for i in np.argsort([len(p.data) for p in known.pictures]) if out[i]]
     found = Diagnosis(
@@ -100,7 +101,7 @@ def diagnose(
         tuple(work.notes),
         names[int(gap.argmax())],
         names[which[0]] if which else "",
-        file.guilty if file is not None and file.departs else None,
+        file.guilty if file is not None and departs else None,
     )
     return found if trace is None else _with_lengths(found, trace.embedding)
 
@@ -200,18 +201,23 @@ class _Work:
         if hints and hints[0] not in _search.stages_of(point.start, point.until):
             hints, why = (), ""
         pool, fitted_ = list(known.variants), list(known.families)
+        free = acquitted(known.pictures, out, gap)
         if self.device_only:
+            free = frozenset()
             inside, hints = set(_search.stages_of("network", "")), ()
             pool = [v for v in pool if v.stage in inside]
             fitted_ = [f for f in fitted_ if f.stage in inside]
         cache = known.known if by_library and point.until in ("", "normalise") else None
         tried: list[Tried] = []
         best = None
+        pool = [v for v in pool if v.stage not in free]
+        fitted_ = [f for f in fitted_ if f.stage not in free]
         # Where the pictures that moved leave few stages, those come first, and mostly suffice.
         likely = [v for v in pool if v.stage in hints]
         for some in (likely, [v for v in pool if v.stage not in hints]):
             if best is None or not best[1]:
-                tried += _search.weigh(some, known.spec, known.engine, point, states, cache)
+                at = (point, states, known.screen, cache)
+                tried += _search.weigh(some, known.spec, known.engine, *at)
                 tried.sort(key=_search.order)
                 best = _search.named(tried, hints)
         if best is None or not best[1]:

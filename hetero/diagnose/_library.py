@@ -40,6 +40,15 @@ class Library:
     known: dict[tuple[str, str, str], Any] = field(default_factory=dict)
 
     @property
+    def screen(self) -> Array:
+        """Places of two pictures of every kind, and of one of each that is turned."""
+        kinds: dict[str, list[int]] = {}
+        for place, picture in enumerate(self.pictures):
+            kinds.setdefault(picture.kind, []).append(place)
+        most = {kind: 1 if kind.startswith("exif") else 2 for kind in kinds}
+        return np.asarray([i for kind, places in kinds.items() for i in places[: most[kind]]])
+
+    @property
     def home(self) -> Array:
         """The rows that a healthy device gives."""
         return self.states.rows

@@ -377,7 +377,7 @@ def write_results(
     output: Path,
     options: DiagnoseOptions,
 ) -> None:
-    """Write diagnosis.json, diagnosis.md and, if a trace departs, the folder repro.
+    """Write diagnosis.json, diagnosis.md and, if something is wrong, the folder repro.
 
     Args:
         found: What to write.
@@ -397,20 +397,32 @@ def write_results(
     }
     write_json(output / "diagnosis.json", {**found.to_json(), "facts": facts})
     write_atomically(output / "diagnosis.md", words.as_markdown(found, facts))
-    if found.verdict != "healthy" and trace is not None and known is not None:
+    if found.verdict != "healthy" and known is not None:
         _repro(found, known, trace, query, output / "repro")
 
 
-def _repro(found: Diagnosis, known: Library, trace: Trace, query: Bundle, folder: Path) -> None:
-    """The smallest picture that moved, both vectors, the spec, and a script that compares them."""
+def _repro(
+    found: Diagnosis, known: Library, trace: Trace | None, query: Bundle, folder: Path
+) -> None:
+    """The smallest picture that moved, both vectors, the spec, and a script that compares them.
+
+    Where no device was asked, or it does what a wrong file says, the file's vector stands for the
+    device's and PyTorch's is the reference.
+    """
     name = found.smallest or found.worst
-    at = next(i for i, p in enumerate(known.pictures) if p.name == name)
-    theirs = trace.ordered(tuple(p.name for p in known.pictures))
+    names = tuple(p.name for p in known.pictures)
+    at = names.index(name)
+    theirs = Trace(names, known.home) if trace is None else trace.ordered(names)
+    reference = known.home[at]
+    if theirs.embedding[at].shape == reference.shape and np.allclose(
+        theirs.embedding[at], reference, atol=1e-6
+    ):
+        reference = known.torch_rows[at]
     assert known.states.pixels is not None, "the library holds the whole reference run"
     make_folder(folder)
     with storage_errors(folder):
         (folder / name).write_bytes(known.pictures[at].data)
-        np.save(folder / "reference.npy", known.home[at])
+        np.save(folder / "reference.npy", reference)
         np.save(folder / "device.npy", theirs.embedding[at])
         np.save(folder / "reference-pixels.npy", known.states.pixels[at])
         for kind in ("pixels", "tensor", "raw"):
