@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.acceptance.rules import judge
+from benchmarks.faults import page as faults
 from benchmarks.lab import RESULTS
 
 PAGE = Path("docs/results.md")
@@ -42,6 +43,7 @@ def render() -> str:
         ("int8", _int8),
         ("throughput", _throughput),
         ("tuning", _tuning),
+        ("faults", faults.section),
         ("fuzz", _fuzz),
     ):
         path = RESULTS / f"{name}.json"

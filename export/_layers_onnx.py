@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetero.diagnose.layers import Sketch, groups, sketch
+from hetero.diagnose.ranges import Range
 from hetero.errors import require
 from hetero.export import _seal
 from hetero.export import onnx as format
@@ -93,3 +94,47 @@ def _inputs(nodes: Any, kept: set[str], constant: set[str]) -> dict[str, tuple[s
         for name in node.output:
             before[name] = tuple(found)
     return before
+
+
+def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
+    """What each activation held in eight bits can hold, and what pictures fill of it.
+
+    Args:
+        path: The file.
+        inputs: Pictures, as the file takes them.
+
+    Raises:
+        BundleError: The file is torn, or the runtime refuses it.
+        MissingExtraError: The extra is not installed.
+    """
+    onnx = require("onnx", format.EXTRA)
+    model = onnx.load_from_string(_seal.read(path, "an ONNX"))
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    nodes = [
+        n
+        for n in model.graph.node
+        if n.op_type == "QuantizeLinear"
+        and n.input[0] not in held
+        and all(i in held and held[i].size == 1 for i in n.input[1:])
+        and len(n.input) == 3
+    ]
+    last = {o.name for o in model.graph.output}
+    out = []
+    for group in groups([n.input[0] for n in nodes], _GROUP):
+        del model.graph.output[len(last) :]
+        asked = dict.fromkeys(n for n in group if n not in last)
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in asked)
+        session = format._session(model.SerializeToString(), str(path), 1)
+        values = dict(zip(group, _run(session, group, inputs), strict=True))
+        for node in (n for n in nodes if n.input[0] in values):
+            scale, zero = (held[i].item() for i in node.input[1:])
+            kind = np.iinfo(held[node.input[2]].dtype)
+            low, high = ((int(k) - zero) * scale for k in (kind.min, kind.max))
+            x = values[node.input[0]]
+            cut = float(((x < low - scale) | (x > high + scale)).mean())
+            # What is below zero and cut there is a ReLU that was run together with the rounding.
+            if zero == kind.min:
+                cut = float((x > high + scale).mean())
+            filled = float(max(x.min(), low)), float(min(x.max(), high))
+            out.append(Range(node.input[0], low, high, *filled, cut))
+    return out

@@ -201,7 +201,7 @@ def test_the_pattern_of_moved_pictures_names_the_stage_that_alone_reaches_them()
 
     def named(*kinds: str) -> str:
         out = np.asarray([p.kind.rstrip("0123456789") in kinds for p in pictures])
-        return _evidence.pattern(pictures, out)[0]
+        return (*_evidence.pattern(pictures, out)[0], "")[0]
 
     assert named("exif") == "orientation"
     assert named("exif", "jpeg") == "decode"
@@ -259,6 +259,61 @@ def test_constants_that_nobody_could_list_are_found_by_fitting():
     assert found.stage == "normalise"
     numbers = [float(x.strip(" ;,()")) for x in found.faults[0].cause.split() if x[:2] == "0."]
     assert numbers == pytest.approx([*mean, *std], abs=0.01)
+
+
+def _again(data: bytes) -> tuple[np.ndarray, int]:
+    rgb, tag = _pipeline.read_file(data)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=42)
+    return np.asarray(Image.open(buffer)), tag
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "said"),
+    [
+        ("decode", _again, "JPEG of quality 42"),
+        ("crop", lambda rgb, spec: _pipeline.centre(rgb, spec)[2:-2, 2:-2], "margin of 2 px"),
+        ("l2", lambda x: np.sign(x) * np.abs(x) ** 1.7, "power of 1.7"),
+        ("output", lambda x: np.clip(np.rint(x * 20), -8, 7), "cut to 16 levels"),
+        ("output", lambda x: np.rint(x * 90 + 120), "where 0 is 120"),
+        ("output", lambda x: x + 0.4 * np.roll(x, 1, axis=0), "0.40 of the vector before"),
+    ],
+)
+def test_a_number_that_no_list_holds_is_found_by_fitting(stage, step, said):
+    found = solved(device(**{stage: step}).rows)
+    assert (found.verdict, found.stage) == ("fault", stage)
+    assert said in found.faults[0].cause
+    assert found.faults[0].exact
+
+
+def test_noise_is_not_taken_for_a_curve_or_a_mixture():
+    home = known().home
+    found = solved(home + np.random.default_rng(2).normal(0, 0.05, home.shape))
+    assert (found.verdict, found.faults) == ("inconclusive", ())
+
+
+def test_a_range_hardly_filled_or_cut_off_is_odd_and_one_that_fits_is_not():
+    from hetero.diagnose.ranges import Range, odd
+
+    fits = Range("a", 0.0, 4.0, 0.0, 3.4, 0.0003)
+    wide, narrow = Range("b", -24.0, 24.0, -3.0, 3.0, 0.0), Range("c", 0.0, 1.0, 0.0, 1.0, 0.08)
+    assert odd([fits]) == ()
+    lines = odd([fits, wide, narrow])
+    assert len(lines) == 2
+    assert lines[0].startswith("'c' can hold 0 to 1, and 8.0% of its numbers are cut off")
+    assert lines[1].endswith("pictures fill -3 to 3: 12% of it")
+    file = d.FileCheck("int8", (1e-4,) * 24, 0.001, sibling=1e-9, ranges=lines)
+    found = d.diagnose(known(), None, recall, precision="int8", file=file)
+    assert (found.verdict, found.stage) == ("fault", "quantisation")
+    assert lines[0] in found.faults[0].evidence
+
+
+def test_a_file_that_the_runtime_refuses_is_a_verdict_that_says_why():
+    found = d.refused("it cannot prepare node 18", "int8", True, 0.6)
+    assert (found.verdict, found.stage, found.recall_lost) == ("fault", "quantisation", 0.6)
+    assert "node 18" in found.faults[0].cause
+    assert d.refused("no", "int8", False, 0.6).stage == "conversion"
+    assert d.refused("no", "fp32", False, 0.6).stage == "conversion"
 
 
 def test_a_shuffled_vector_is_told_from_a_wrong_one():
@@ -433,10 +488,10 @@ def test_only_a_near_cause_far_ahead_of_every_other_stage_is_named():
         return _search.Tried(variant, explained, False, np.zeros(3))
 
     near = [tried("crop", 0.9), tried("resize", 0.3)]
-    assert _search.named(near, "")[0].variant.stage == "crop"
-    assert _search.named([tried("crop", 0.9), tried("resize", 0.85)], "") is None
-    assert _search.named([tried("crop", 0.6), tried("resize", 0.1)], "") is None
-    assert _search.named([], "crop") is None
+    assert _search.named(near, ())[0].variant.stage == "crop"
+    assert _search.named([tried("crop", 0.9), tried("resize", 0.85)], ()) is None
+    assert _search.named([tried("crop", 0.6), tried("resize", 0.1)], ()) is None
+    assert _search.named([], ("crop",)) is None
 
 
 def test_the_l2_step_is_not_blamed_for_vectors_that_were_turned() -> None:

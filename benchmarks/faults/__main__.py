@@ -5,7 +5,8 @@
 
 The gallery model itself is the second query model (it is one of its own space): another
 architecture, larger, and without depthwise layers. The bundles are copied to --runs and files that
-they lack are exported there.
+they lack are exported there. A run that was cut off goes on where it stopped; --models runs one of
+the two models alone, so that two processes can share the work before a last call joins them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import platform
 import shlex
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from hetero import data
@@ -59,27 +59,36 @@ def main() -> None:
     import torch
 
     from benchmarks.faults import run
+    from benchmarks.faults.subject import Subject
 
     torch.set_num_threads(1)
     images = data.load("emoji")
     gallery = Bundle.load(args.gallery)
-    subjects = []
+    rows, models, digest = [], {}, run.digest()
     for name, path in (("query", args.query), ("gallery", args.gallery)):
-        if args.models in (None, name):
-            own = _copy(Bundle.load(path), args.runs / name)
-            subjects.append((name, run.Subject(own, gallery, images)))
-    begun, cpu = time.monotonic(), time.process_time()
-    found = run.run(subjects, args.seed, lambda line: print(line, flush=True))
+        if args.models not in (None, name):
+            continue
+        models[name] = Bundle.load(path).manifest.model.backbone
+        kept = args.runs / f"{name}-seed{args.seed}-{digest}.jsonl"
+
+        def subject(path: Path = path, name: str = name) -> Subject:
+            return Subject(_copy(Bundle.load(path), args.runs / name), gallery, images)
+
+        rows += run.run(name, subject, args.seed, kept, lambda line: print(line, flush=True))
+    faults = [r for r in rows if r["true"]]
+    healthy = [r for r in rows if not r["true"]]
     command = ["python", "-m", "benchmarks.faults", "--seed", str(args.seed)]
     whole = {
         "command": shlex.join(command) + " --query QUERY --gallery GALLERY",
         "seed": args.seed,
-        "models": {name: s.query.manifest.model.backbone for name, s in subjects},
+        "models": models,
         "machine": {"cpu_count": os.cpu_count(), "machine": platform.machine()},
         "python": platform.python_version(),
-        "seconds": round(time.monotonic() - begun),
-        "cpu_seconds": round(time.process_time() - cpu),
-        **found,
+        "sources": digest,
+        "cpu_seconds": round(sum(r["cpu_s"] for r in rows)),
+        **run.summary(faults, healthy),
+        "faults": faults,
+        "controls": healthy,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(whole, indent=1) + "\n")

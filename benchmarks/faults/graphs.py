@@ -205,9 +205,10 @@ def _integer_weights(raw: bytes, change: Callable[[Array, Array], Array]) -> byt
             continue
         item, scales = held[node.input[0]], onnx.numpy_helper.to_array(held[node.input[1]])
         array = onnx.numpy_helper.to_array(item)
-        if array.ndim == 4 and array.dtype == np.int8:
-            new = change(array.astype(np.float64), scales.reshape(-1, 1, 1, 1))
-            new = np.clip(np.rint(new), -127, 127).astype(np.int8)
+        if array.ndim == 4 and array.dtype in (np.int8, np.uint8):
+            zero = 128.0 if array.dtype == np.uint8 else 0.0
+            new = change(array.astype(np.float64) - zero, scales.reshape(-1, 1, 1, 1))
+            new = (np.clip(np.rint(new), -127, 127) + zero).astype(array.dtype)
             item.CopyFrom(onnx.numpy_helper.from_array(new, item.name))
     return sealed(model.SerializeToString())
 

@@ -21,7 +21,7 @@ from hetero.diagnose._diagnosis import (
     Suspect,
     Verdict,
 )
-from hetero.diagnose._file import FileCheck
+from hetero.diagnose._file import FileCheck, refused
 from hetero.diagnose._judge import diagnose
 from hetero.diagnose._library import Library, library
 from hetero.diagnose._pipeline import STAGES, Engine, Pipeline, reference
@@ -48,5 +48,6 @@ __all__ = [
     "library",
     "load",
     "reference",
+    "refused",
     "write",
 ]

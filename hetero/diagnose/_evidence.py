@@ -69,8 +69,28 @@ def is_fault(out: Array, gap: Array, allow: Array) -> bool:
     return int(out.sum()) >= 2 or bool((gap > 50 * allow).any())
 
 
-def pattern(pictures: Sequence[Canary], out: Array) -> tuple[str, str]:
-    """The stage that alone can have moved just these pictures, and why; or "" and why not.
+def acquitted(pictures: Sequence[Canary], out: Array, gap: Array) -> frozenset[str]:
+    """The stages that cannot have done it, going by the pictures of one brightness alone.
+
+    No crop, resize or turn moves such a picture, and no other constants, pooling, length or order
+    of numbers leave all of them where they are.
+
+    Args:
+        pictures: The canaries.
+        out: Which of them moved.
+        gap: How far each lies from where it should.
+    """
+    flat = np.asarray([p.kind == "flat" for p in pictures])
+    if int(out[flat].sum()) >= 2:
+        return frozenset({"orientation", "crop", "resize"})
+    still = flat.any() and out.any() and gap[flat].max() < np.median(gap[out]) / 100
+    return frozenset({"normalise", "pooling", "l2", "output"} if still else ())
+
+
+def pattern(pictures: Sequence[Canary], out: Array) -> tuple[tuple[str, ...], str]:
+    """The stages that alone can have moved just these pictures, and why; or () and why not.
+
+    The first is the one that moves fewest others, and most likely.
 
     Args:
         pictures: The canaries.
@@ -82,12 +102,13 @@ def pattern(pictures: Sequence[Canary], out: Array) -> tuple[str, str]:
     still = sorted({p.kind for p in pictures} - set(kinds))
     able = sorted((len(r), s) for s, r in reach.items() if which and which <= r)
     if not able or not still:
-        return "", f"moved: {', '.join(kinds) or 'none'}; untouched: {', '.join(still) or 'none'}"
+        return (), f"moved: {', '.join(kinds) or 'none'}; untouched: {', '.join(still) or 'none'}"
     stage = able[0][1]
+    reached = reach[stage]
     whole = [k for k in kinds if all(i in which for i, p in enumerate(pictures) if p.kind == k)]
-    if not whole and len(which) < len(reach[stage]) / 4:
-        return "", f"only {len(which)} pictures moved, of kinds {', '.join(kinds)}"
-    return stage, (
+    if not whole and len(which) < len(reached) / 4:
+        return (), f"only {len(which)} pictures moved, of kinds {', '.join(kinds)}"
+    return tuple(s for _, s in able), (
         f"only pictures that {stage} touches moved ({', '.join(kinds)}); "
         f"untouched: {', '.join(still)}"
     )

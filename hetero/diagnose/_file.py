@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hetero.diagnose._diagnosis import Fault, Layer
+from hetero.diagnose._diagnosis import Diagnosis, Fault, Layer, Loss
 from hetero.diagnose._evidence import FLOORS
 from hetero.diagnose._pipeline import Array
 
@@ -26,6 +26,7 @@ class FileCheck:
         layer: The first departing layer, found if the file departs.
         rows: The fp32 sibling's rows for the canaries; None where there is none.
         length: Median length of the file's rows for the probe.
+        ranges: Ranges of eight-bit activations that do not fit, from `ranges.odd`.
     """
 
     precision: str
@@ -35,11 +36,12 @@ class FileCheck:
     layer: Layer | None = None
     rows: Array | None = field(default=None, compare=False)
     length: float = 1.0
+    ranges: tuple[str, ...] = ()
 
     @property
     def departs(self) -> bool:
         """Whether the file does not do what PyTorch does."""
-        return self._turned or not abs(self.length - 1) <= LENGTH
+        return self._turned or bool(self.ranges) or not abs(self.length - 1) <= LENGTH
 
     @property
     def _turned(self) -> bool:
@@ -63,12 +65,39 @@ class FileCheck:
         """The stage to blame if it departs."""
         if not self._turned and abs(self.length - 1) > LENGTH:
             return "l2"
+        if not self._turned and self.ranges:
+            return "quantisation"
         if self.guilty is not None and self.guilty.stage:
             return self.guilty.stage
         if self.precision == "fp32":
             return "conversion"
         broken = self.sibling is not None and self.sibling > FLOORS["fp32"]
         return "conversion" if broken else "quantisation"
+
+
+def refused(message: str, precision: str, sibling: bool, recall: float) -> Diagnosis:
+    """The diagnosis of a file that the runtime on this machine does not run at all.
+
+    Args:
+        message: What it says.
+        precision: Of the file.
+        sibling: Whether the same format's fp32 file runs.
+        recall: Of PyTorch's vectors, all of which is lost.
+    """
+    stage = "quantisation" if precision == "int8" and sibling else "conversion"
+    evidence = ["its bytes are whole: their seal fits"]
+    if precision != "fp32":
+        evidence.append(f"the fp32 file of this format {'runs' if sibling else 'does not run'}")
+    fault = Fault(
+        stage,
+        f"the runtime refuses the file: {message}",
+        tuple(evidence),
+        "export it again with `hetero export`, which runs what it writes",
+        True,
+        2.0,
+    )
+    loss = Loss(stage, 2.0, recall, "no vector at all")
+    return Diagnosis("fault", (fault,), (loss,), 2.0, recall, recall)
 
 
 def file_fault(file: FileCheck) -> Fault:
@@ -81,7 +110,8 @@ def file_fault(file: FileCheck) -> Fault:
     if file.sibling is not None and file.precision != "fp32":
         right = "right" if file.sibling <= FLOORS["fp32"] else "wrong as well"
         evidence.append(f"the fp32 file of this format is {right} ({file.sibling:.2g})")
-    where = ""
+    evidence += file.ranges[:3]
+    where = ", in the range of an activation" if file.ranges else ""
     if abs(file.length - 1) > LENGTH:
         evidence.append(f"its vectors have a length of {file.length:.3g} instead of 1")
     if file.guilty is not None:

@@ -16,6 +16,9 @@ _FIT_ON = 32
 _LOOK_AT = 20
 _STEPS = 40
 
+#: Different numbers in all vectors together, up to which they are codes of eight bits.
+_LEVELS = 256
+
 
 def fitted(
     spec: Preprocess,
@@ -38,6 +41,9 @@ def fitted(
         flat_moved: Whether pictures of one brightness moved: no crop can move them, and no other
             constants can leave them.
     """
+    curve = _curve(rows, target)
+    if curve is not None:
+        yield curve
     order = _order(rows, target)
     if order is not None:
         places, signs = order
@@ -70,6 +76,37 @@ def _order(rows: Array, target: Array) -> tuple[Array, Array] | None:
     if np.median(np.abs(best)) < 0.98 or ((places == mine) & (best > 0)).all():
         return None
     return places, np.sign(best).astype(np.float32)
+
+
+def _curve(rows: Array, target: Array) -> Variant | None:
+    """Each of the device's numbers as a rising function of the reference's: steps, an offset."""
+    from scipy.optimize import isotonic_regression
+
+    if not np.isfinite(target).all():
+        return None
+    x = unit(rows).ravel().astype(np.float64)
+    order = np.argsort(x, kind="stable")
+    levels = isotonic_regression(target.ravel()[order].astype(np.float64)).x
+    places = x[order]
+
+    def output(given: Array) -> Array:
+        near = np.searchsorted(places, unit(given).astype(np.float64)).clip(0, len(places) - 1)
+        return levels[near].astype(np.float32)
+
+    kinds = np.unique(target)
+    what = "each number is changed by one and the same curve (fitted)"
+    if len(kinds) <= _LEVELS:
+        what = (
+            f"numbers are cut to {len(kinds)} levels, {kinds[0]:.4g} to {kinds[-1]:.4g}, where 0 "
+            f"is {output(np.zeros((1, 1)))[0, 0]:.4g} (fitted)"
+        )
+    return Variant(
+        "fit",
+        "output",
+        what,
+        "send float numbers; turn codes back by (code - zero point) * scale before comparing",
+        output,
+    )
 
 
 def _constants(spec: Preprocess, engine: Engine, tensor: Array, target: Array) -> Iterator[Variant]:

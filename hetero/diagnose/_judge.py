@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hetero.diagnose import _search
+from hetero.diagnose import _families, _search
 from hetero.diagnose._diagnosis import Diagnosis, Fault, Loss, Suspect
-from hetero.diagnose._evidence import allowed, departure, is_fault, moved, pattern
+from hetero.diagnose._evidence import acquitted, allowed, departure, is_fault, moved, pattern
 from hetero.diagnose._file import LENGTH, FileCheck, file_fault
 from hetero.diagnose._fit import fitted
 from hetero.diagnose._library import Library, with_file
@@ -86,7 +86,8 @@ def diagnose(
         last = _fit_shape(trace.ordered(names).embedding, known.home)
     losses = _losses(marks, torch_rows, recall)
     total = float(departure(last, torch_rows).mean())
-    gap = departure(last, known.home if trace is not None else torch_rows)
+    departs = file is not None and file.departs
+    gap = departure(last, torch_rows if departs or trace is None else known.home)
     out = moved(gap, allow)
     which = [i for i in np.argsort([len(p.data) for p in known.pictures]) if out[i]]
     found = Diagnosis(
@@ -100,7 +101,7 @@ def diagnose(
         tuple(work.notes),
         names[int(gap.argmax())],
         names[which[0]] if which else "",
-        file.guilty if file is not None and file.departs else None,
+        file.guilty if file is not None and departs else None,
     )
     return found if trace is None else _with_lengths(found, trace.embedding)
 
@@ -196,20 +197,37 @@ class _Work:
             odd = self._broken(np.asarray(point.target), lost)
             if odd:
                 return odd, None
-        hint, why = pattern(known.pictures, out)
-        if hint and hint not in _search.stages_of(point.start, point.until):
-            hint, why = "", ""
-        pool = list(known.variants)
+        hints, why = pattern(known.pictures, out)
+        if hints and hints[0] not in _search.stages_of(point.start, point.until):
+            hints, why = (), ""
+        pool, fitted_ = list(known.variants), list(known.families)
+        free = acquitted(known.pictures, out, gap)
         if self.device_only:
-            inside = set(_search.stages_of("network", ""))
-            pool, hint = [v for v in pool if v.stage in inside], ""
-        cache = known.known if by_library and point.until == "" else None
-        tried = _search.weigh(pool, known.spec, known.engine, point, states, cache)
-        best = _search.named(tried, hint)
-        if (best is None or not best[1]) and point.until == "" and not hint:
-            more = self._fits(point, states, ours, out)
-            tried = sorted([*tried, *more], key=lambda t: (not t.reproduces, -t.explained))
-            best = _search.named(tried, hint)
+            free = frozenset()
+            inside, hints = set(_search.stages_of("network", "")), ()
+            pool = [v for v in pool if v.stage in inside]
+            fitted_ = [f for f in fitted_ if f.stage in inside]
+        cache = known.known if by_library and point.until in ("", "normalise") else None
+        tried: list[Tried] = []
+        best = None
+        pool = [v for v in pool if v.stage not in free]
+        fitted_ = [f for f in fitted_ if f.stage not in free]
+        # Where the pictures that moved leave few stages, those come first, and mostly suffice.
+        likely = [v for v in pool if v.stage in hints]
+        for some in (likely, [v for v in pool if v.stage not in hints]):
+            if best is None or not best[1]:
+                at = (point, states, known.screen, cache)
+                tried += _search.weigh(some, known.spec, known.engine, *at)
+                tried.sort(key=_search.order)
+                best = _search.named(tried, hints)
+        if best is None or not best[1]:
+            fitted_ = [f for f in fitted_ if not hints or f.stage in hints]
+            more = _families.nearest(fitted_, known.spec, known.engine, point, states, out)
+            tried = sorted([*tried, *more], key=_search.order)
+            best = _search.named(tried, hints)
+        if (best is None or not best[1]) and point.until == "" and not hints:
+            tried = sorted([*tried, *self._fits(point, states, ours, out)], key=_search.order)
+            best = _search.named(tried, hints)
         self.tried = sorted([*self.tried, *tried], key=lambda t: -t.explained)
         if why:
             evidence.append(why)
@@ -226,11 +244,11 @@ class _Work:
             cause = v.what if exact else f"near to: {v.what}"
             self.faults.append(Fault(v.stage, cause, tuple(evidence), v.fix, exact, lost))
             return v.stage, found
-        if hint:
-            fix = _FIXES[hint]
-            cause = f"the {hint} departs in a way that no hypothesis reproduces"
-            self.faults.append(Fault(hint, cause, tuple(evidence), fix, False, lost))
-            return hint, None
+        if hints:
+            fix = _FIXES[hints[0]]
+            cause = f"the {hints[0]} departs in a way that no hypothesis reproduces"
+            self.faults.append(Fault(hints[0], cause, tuple(evidence), fix, False, lost))
+            return hints[0], None
         segment = self._segment(point.start, point.until)
         if segment in STAGES:
             fix = "compare this one step's input and output with the reference's"

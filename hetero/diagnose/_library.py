@@ -10,7 +10,7 @@ import numpy as np
 
 from hetero.diagnose._pipeline import Array, Engine, States, reference, run, unit
 from hetero.diagnose.canary import Canary
-from hetero.diagnose.hypotheses import Variant, variants
+from hetero.diagnose.hypotheses import Family, Variant, families, variants
 from hetero.preprocess import Preprocess
 
 
@@ -26,7 +26,8 @@ class Library:
             file's where there is one, else PyTorch's.
         torch_rows: PyTorch's, of length 1.
         variants: All hypotheses.
-        known: What they gave, by stage and text; filled as they are tried.
+        families: Those with a number in them.
+        known: What they gave, by stage, text and point; filled as they are tried.
     """
 
     pictures: tuple[Canary, ...]
@@ -35,7 +36,17 @@ class Library:
     states: States
     torch_rows: Array
     variants: tuple[Variant, ...]
-    known: dict[tuple[str, str], Any] = field(default_factory=dict)
+    families: tuple[Family, ...]
+    known: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+
+    @property
+    def screen(self) -> Array:
+        """Places of two pictures of every kind, and of one of each that is turned."""
+        kinds: dict[str, list[int]] = {}
+        for place, picture in enumerate(self.pictures):
+            kinds.setdefault(picture.kind, []).append(place)
+        most = {kind: 1 if kind.startswith("exif") else 2 for kind in kinds}
+        return np.asarray([i for kind, places in kinds.items() for i in places[: most[kind]]])
 
     @property
     def home(self) -> Array:
@@ -60,8 +71,10 @@ def library(
     files = [p.data for p in pictures]
     states = run(reference(), spec, engine, "decode", files)
     every = tuple(variants(spec, more))
+    fitted = tuple(families(spec, more))
     rows = unit(states.rows)
-    return Library(tuple(pictures), spec, engine, with_file(states, engine), rows, every)
+    home = with_file(states, engine)
+    return Library(tuple(pictures), spec, engine, home, rows, every, fitted)
 
 
 def with_file(states: States, engine: Engine) -> States:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ _NEARLY_ALL = 0.97
 #: A cause that is none of the list's, but near one of them: at least this part of what moved is
 #: explained, and whatever else is tried leaves at least so many times as much unexplained.
 _MOSTLY, _TIMES = 0.8, 2.5
+
+#: How many variants are tried on all pictures, and what they have to explain of some.
+_ON_ALL, _WORTH = 6, 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,8 @@ def weigh(
     engine: Engine,
     point: Point,
     states: States,
-    known: dict[tuple[str, str], Any] | None = None,
+    screen: Array,
+    known: dict[tuple[str, str, str], Any] | None = None,
 ) -> list[Tried]:
     """Every variant that can act between the two ends of a point, the best first.
 
@@ -108,26 +112,67 @@ def weigh(
         engine: The reference model.
         point: Where to compare.
         states: The reference's from `point.start` on.
-        known: What variants gave before, by stage and text; read and added to.
+        screen: Places of some pictures of every kind, the first one among them.
+        known: What variants gave before, by stage, text and point; read and added to.
     """
     low, high = STEPS.index(point.start), STEPS.index(point.until) if point.until else len(STEPS)
+    able = [v for v in variants if low <= STEPS.index(v.at) < high]
+    # What acts on pictures costs most. It is tried on some of them, and what comes near on all.
+    small, part = some_states(states, screen), some_of(point, screen)
+    rough = [v for v in able if v.at in (*PICTURE_STEPS, "normalise", "layout")]
+    seen = sorted(_judged(rough, spec, engine, part, small, known, "some "), key=order)
+    near = {id(t.variant) for t in seen[:_ON_ALL] if t.explained > _WORTH}
+    whole = [v for v in able if id(v) in near or v not in rough]
+    rest = [replace(t, reproduces=False) for t in seen if id(t.variant) not in near]
+    return sorted([*_judged(whole, spec, engine, point, states, known, ""), *rest], key=order)
+
+
+def _judged(
+    variants: Iterable[Variant],
+    spec: Preprocess,
+    engine: Engine,
+    point: Point,
+    states: States,
+    known: dict[tuple[str, str, str], Any] | None,
+    what: str,
+) -> Iterator[Tried]:
+    """Variants that change something, each held against the device."""
     ours = at(states, point.until)
     before = np.clip(point.measure(ours, point.target), 0, None)
-    out = []
     for variant in variants:
-        if not low <= STEPS.index(variant.at) < high:
-            continue
-        key = (variant.stage, variant.what)
+        key = (variant.stage, variant.what, what + point.until)
         if known is not None and key in known:
             value = known[key]
         else:
             value = value_of(variant, spec, engine, point, states)
             if known is not None:
                 known[key] = value
-        if value is None or _same(value, ours):
-            continue
-        out.append(judged(variant, value, before, point))
-    return sorted(out, key=lambda t: (not t.reproduces, -t.explained))
+        if value is not None and not _same(value, ours):
+            yield judged(variant, value, before, point)
+
+
+def some_states(states: States, some: Array) -> States:
+    """The states of some of the pictures."""
+    before = {step: _picked(value, some) for step, value in states.before.items()}
+    return replace(
+        states, before=before, rows=states.rows[some] if len(states.rows) else states.rows
+    )
+
+
+def some_of(point: Point, some: Array) -> Point:
+    """The point for some of the pictures."""
+    value = None if point.value is None else _picked(point.value, some)
+    target = _picked(point.target, some)
+    return replace(point, value=value, target=target, allow=point.allow[some])
+
+
+def _picked(value: Any, some: Array) -> Any:
+    return [value[i] for i in some] if isinstance(value, list) else value[some]
+
+
+def order(tried: Tried) -> tuple[bool, float]:
+    """Sorts those that reproduce the device before the others, the best first."""
+    return not tried.reproduces, -tried.explained
 
 
 def judged(variant: Variant, value: Any, before: Array, point: Point) -> Tried:
@@ -164,12 +209,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a.shape == b.shape and np.array_equal(a, b))
 
 
-def named(tried: Sequence[Tried], hint: str) -> tuple[Tried, bool] | None:
+def named(tried: Sequence[Tried], hints: Sequence[str]) -> tuple[Tried, bool] | None:
     """The variant that is the cause and whether it is exact; None where none is.
 
     Args:
         tried: From `weigh`, the best first.
-        hint: The stage that the pattern of moved pictures proves, or "".
+        hints: The stages that the pattern of moved pictures leaves, or none if it leaves all.
     """
     if not tried:
         return None
@@ -182,11 +227,11 @@ def named(tried: Sequence[Tried], hint: str) -> tuple[Tried, bool] | None:
     if (
         best.explained >= _MOSTLY
         and runner_up >= _TIMES * rest
-        and hint in ("", best.variant.stage)
+        and (not hints or best.variant.stage in hints)
     ):
         return best, False
-    if hint:
-        same = [t for t in tried if t.variant.stage == hint and t.explained >= 0.5]
+    if hints:
+        same = [t for t in tried if t.variant.stage in hints and t.explained >= 0.5]
         if same:
             return same[0], False
     return None

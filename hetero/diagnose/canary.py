@@ -86,15 +86,17 @@ def _kinds(pixels: Array, spec: Preprocess) -> Iterator[tuple[str, int, _Maker, 
     flat = _ALWAYS if same else _ALWAYS | {"layout"}
     wide = "crop" if spec.fit == "centre" else "resize"
     large = plain | {"resize"}
+    # Decoders that save memory give large pictures at a fraction of their size.
+    huge = large | {"decode"}
     yield "flat", 6, lambda _, at: _png(_flat(size, (0, 255, 128, 64, 192, 32)[at])), flat
     yield "grey", 8, lambda p, _: _png(_grey(p)), _ALWAYS | {"layout"}
     yield "plain", 18, lambda p, _: _png(p), plain
-    yield "large", 12, lambda p, at: _png(_enlarged(p, size * 3 + 5 * at, at)), large
-    yield "double", 4, lambda p, at: _png(_enlarged(p, size * 2, 40 + at)), large
+    yield "large", 12, lambda p, at: _png(_enlarged(p, size * 3 + 5 * at, at)), huge
+    yield "double", 4, lambda p, at: _png(_enlarged(p, size * 2, 40 + at)), huge
     yield "small", 4, lambda p, at: _png(_enlarged(p, max(8, size * 2 // 3), at, 0)), large
     yield "wide", 8, lambda p, at: _png(_padded(p, at, tall=False)), plain | {wide}
     yield "tall", 8, lambda p, at: _png(_padded(p, at, tall=True)), plain | {wide}
-    both = large | {"crop"} if spec.fit == "centre" else large
+    both = huge | {"crop"} if spec.fit == "centre" else huge
     yield (
         "photo",
         6,

@@ -16,6 +16,7 @@ from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
 from hetero.diagnose import Canary, Diagnosis, FileCheck, Library, Trace, words
 from hetero.errors import BundleError, ConfigError
+from hetero.preprocess import decode
 from hetero.progress import Reporter
 from hetero.retrieval import Truth, rank
 from hetero.space import Embeddings
@@ -95,6 +96,45 @@ def run_file(bundle: Bundle, item: Artifact, pixels: UInt8[np.ndarray, "n s s 3"
 
     with export.load(bundle.path(item), item.kind) as runner:
         return runner(bundle.inputs(item, pixels))
+
+
+def refusal(bundle: Bundle, item: Artifact) -> str:
+    """What the runtime on this machine says against a bundle's file; "" if it runs.
+
+    Raises:
+        BundleError: The file's bytes are not what an exporter wrote: nothing to diagnose.
+    """
+    from hetero.export import _seal
+
+    path = bundle.path(item)
+    if path.is_dir():
+        return ""
+    _seal.read(path, f"a {item.kind}")
+    try:
+        run_file(bundle, item, bundle.probe().pixels[:1])
+    except BundleError as error:
+        return str(error).removeprefix(f"{path}: ").removesuffix("; export it again")
+    return ""
+
+
+def refused(
+    bundle: Bundle, item: Artifact, said: str, recall: Callable[[Array], float]
+) -> Diagnosis:
+    """The diagnosis of a file of which `refusal` told something.
+
+    Args:
+        bundle: Where the file is.
+        item: Which.
+        said: By the runtime.
+        recall: Of unit rows for the canaries.
+    """
+    pixels = np.stack([bundle.preprocess.pixels(decode(p.data)) for p in canaries_of(bundle)])
+    rows = BundleEngine(bundle).rows(bundle.preprocess.tensor(pixels))
+    try:
+        sibling = not refusal(bundle, bundle.artifact(item.kind, "fp32"))
+    except BundleError:
+        sibling = False
+    return measuring.refused(said, item.precision, sibling, recall(rows))
 
 
 def canaries_of(bundle: Bundle) -> tuple[Canary, ...]:
@@ -196,9 +236,9 @@ def file_check(
         expected = 1 - recorded
     else:
         expected = int8_gap(engine.net, tensor) if item.precision == "int8" else 0.0
-    found = FileCheck(
-        item.precision, tuple(float(g) for g in gap), expected, sibling, None, rows, length
-    )
+    ranges = odd_ranges(bundle, item) if item.precision == "int8" and layers else ()
+    gaps = tuple(float(g) for g in gap)
+    found = FileCheck(item.precision, gaps, expected, sibling, None, rows, length, ranges)
     if not (layers and found.departs):
         return found
     from dataclasses import replace
@@ -210,16 +250,36 @@ def first_layer(bundle: Bundle, item: Artifact, engine: BundleEngine) -> measuri
     """The first layer of a file that departs from PyTorch; None where it cannot be looked into."""
     from hetero.diagnose.layers import first_departure, torch_layers
 
-    if item.kind == "onnx":
-        from hetero.export import _layers_onnx as inside
-    elif item.kind == "tflite":
-        from hetero.export import _layers_tflite as inside  # type: ignore[no-redef]
-    else:
+    inside = _inside(item.kind)
+    if inside is None:
         return None
     pixels = bundle.probe().pixels[:8]
     theirs = inside.layers(bundle.path(item), bundle.inputs(item, pixels))
     ours = torch_layers(engine.net, bundle.preprocess, pixels)
     return first_departure(ours, theirs, item.precision)
+
+
+def odd_ranges(bundle: Bundle, item: Artifact) -> tuple[str, ...]:
+    """The ranges of an eight-bit file's activations that do not fit the probe, a line each."""
+    from hetero.diagnose.ranges import odd
+
+    inside = _inside(item.kind)
+    if inside is None:
+        return ()
+    return odd(inside.ranges(bundle.path(item), bundle.inputs(item, bundle.probe().pixels)))
+
+
+def _inside(kind: str) -> Any:
+    """The module that looks into files of a format; None where there is none."""
+    if kind == "onnx":
+        from hetero.export import _layers_onnx
+
+        return _layers_onnx
+    if kind == "tflite":
+        from hetero.export import _layers_tflite
+
+        return _layers_tflite
+    return None
 
 
 def diagnose(
@@ -257,11 +317,16 @@ def diagnose(
     make_folder(output)
     with reporter.bar("diagnose", 4) as bar:
         pictures = canaries_of(query)
+        recall = scorer(query, gallery, pictures, images)
+        said = refusal(query, item) if item is not None else ""
+        if item is not None and said:
+            found = refused(query, item, said, recall)
+            write_results(found, None, None, query, output, options)
+            return found
         engine = BundleEngine(query, item)
         known = measuring.library(pictures, query.preprocess, engine, options.more)
         assert known.states.pixels is not None, "the library holds the whole reference run"
         bar.advance(1, "canaries")
-        recall = scorer(query, gallery, pictures, images)
         check = None
         if item is not None:
             check = file_check(query, item, engine, known.states.pixels, layers=options.layers)
@@ -311,37 +376,58 @@ def _trace(
 
 def write_results(
     found: Diagnosis,
-    known: Library,
+    known: Library | None,
     trace: Trace | None,
     query: Bundle,
     output: Path,
     options: DiagnoseOptions,
 ) -> None:
-    """Write diagnosis.json, diagnosis.md and, if something is wrong, the folder repro."""
+    """Write diagnosis.json, diagnosis.md and, if something is wrong, the folder repro.
+
+    Args:
+        found: What to write.
+        known: What was held against a device; None if the file would not run.
+        trace: What the device gave, if anything.
+        query: The bundle.
+        output: Folder.
+        options: For the record.
+    """
     facts = {
         "command": options.command,
         "model": f"{query.manifest.model.backbone}, weights {query.digest[:12]}",
         "space": query.space.id,
         "file": options.file or "none: PyTorch",
         "device": options.device or (f"trace {options.trace}" if options.trace else "none"),
-        "canaries": len(known.pictures),
+        "canaries": len(known.pictures) if known is not None else 0,
     }
     write_json(output / "diagnosis.json", {**found.to_json(), "facts": facts})
     write_atomically(output / "diagnosis.md", words.as_markdown(found, facts))
-    if found.verdict != "healthy" and trace is not None:
+    if found.verdict != "healthy" and known is not None:
         _repro(found, known, trace, query, output / "repro")
 
 
-def _repro(found: Diagnosis, known: Library, trace: Trace, query: Bundle, folder: Path) -> None:
-    """The smallest picture that moved, both vectors, the spec, and a script that compares them."""
+def _repro(
+    found: Diagnosis, known: Library, trace: Trace | None, query: Bundle, folder: Path
+) -> None:
+    """The smallest picture that moved, both vectors, the spec, and a script that compares them.
+
+    Where no device was asked, or it does what a wrong file says, the file's vector stands for the
+    device's and PyTorch's is the reference.
+    """
     name = found.smallest or found.worst
-    at = next(i for i, p in enumerate(known.pictures) if p.name == name)
-    theirs = trace.ordered(tuple(p.name for p in known.pictures))
+    names = tuple(p.name for p in known.pictures)
+    at = names.index(name)
+    theirs = Trace(names, known.home) if trace is None else trace.ordered(names)
+    reference = known.home[at]
+    if theirs.embedding[at].shape == reference.shape and np.allclose(
+        theirs.embedding[at], reference, atol=1e-6
+    ):
+        reference = known.torch_rows[at]
     assert known.states.pixels is not None, "the library holds the whole reference run"
     make_folder(folder)
     with storage_errors(folder):
         (folder / name).write_bytes(known.pictures[at].data)
-        np.save(folder / "reference.npy", known.home[at])
+        np.save(folder / "reference.npy", reference)
         np.save(folder / "device.npy", theirs.embedding[at])
         np.save(folder / "reference-pixels.npy", known.states.pixels[at])
         for kind in ("pixels", "tensor", "raw"):

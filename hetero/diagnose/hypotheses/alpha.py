@@ -23,6 +23,16 @@ def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "the alpha channel is dropped, so hidden colours show", _over(None)
 
 
+def families(spec: Preprocess) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
+    """Over any grey."""
+    del spec
+    yield (
+        lambda v: f"transparent parts are grey {v} instead of white",
+        lambda v: _over(int(v)),
+        tuple(range(0, 256, 32)),
+    )
+
+
 def _over(value: int | None) -> Callable[[bytes], tuple[Array, int]]:
     def decode(data: bytes) -> tuple[Array, int]:
         from PIL import Image

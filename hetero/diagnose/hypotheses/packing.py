@@ -35,6 +35,16 @@ def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "the second half is zero", _cut
 
 
+def families(spec: Preprocess) -> Iterator[tuple[Any, Any, tuple[float, ...]]]:
+    """The vector before mixed in, as a filter over frames does."""
+    del spec
+    yield (
+        lambda part: f"{part:.2f} of the vector before is added to each vector",
+        lambda part: lambda x: x + part * np.roll(x, 1, axis=0),
+        (-1.0, -0.6, -0.3, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0),
+    )
+
+
 def _int8(rows: Array) -> Array:
     coarse: Array = np.clip(np.rint(rows * 127), -128, 127) / np.float32(127)
     return coarse

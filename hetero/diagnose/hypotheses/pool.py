@@ -29,6 +29,23 @@ def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
     )
 
 
+def families(spec: Preprocess) -> Iterator[tuple[Any, Any, tuple[float, ...]]]:
+    """Power means, and the mean mixed with the maximum."""
+    del spec
+    yield (
+        lambda p: f"a power mean (GeM, p = {p:.1f}) is taken",
+        lambda p: _pooled(lambda x: x.clamp(min=1e-6).pow(p).mean((2, 3), True).pow(1 / p)),
+        (1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+    )
+    yield (
+        lambda part: f"{part:.0%} of the maximum is mixed into the mean",
+        lambda part: _pooled(
+            lambda x: part * x.amax((2, 3), True) + (1 - part) * x.mean((2, 3), True)
+        ),
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+    )
+
+
 def _pooled(pool: Callable[[Any], Any]) -> Callable[[Array, Engine], Array]:
     def network(tensor: Array, engine: Engine) -> Array:
         import torch

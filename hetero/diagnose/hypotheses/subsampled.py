@@ -21,6 +21,27 @@ def variants(spec: Preprocess) -> Iterator[tuple[str, Callable[..., Any]]]:
         yield f"large pictures are decoded at half size, {how}", _half(spec.size_px, mean)
 
 
+def families(spec: Preprocess) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
+    """A third, a quarter, ... of the size."""
+    yield (
+        lambda n: f"large pictures are decoded at 1/{n} of their size",
+        lambda n: _part(spec.size_px, int(n)),
+        (2, 3, 4, 6, 8),
+    )
+
+
+def _part(size: int, factor: int) -> Callable[[bytes], tuple[Array, int]]:
+    def decode(data: bytes) -> tuple[Array, int]:
+        from PIL import Image
+
+        rgb, tag = read_file(data)
+        if min(rgb.shape[:2]) < max(2, factor) * size:
+            return rgb, tag
+        return np.asarray(Image.fromarray(rgb).reduce(factor)), tag
+
+    return decode
+
+
 def _half(size: int, mean: bool) -> Callable[[bytes], tuple[Array, int]]:
     def decode(data: bytes) -> tuple[Array, int]:
         rgb, tag = read_file(data)
