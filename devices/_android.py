@@ -99,7 +99,9 @@ def checks(dumps: str) -> list[Check]:
 
 
 def _battery(text: str) -> list[Check]:
-    level, heat = (re.search(rf"^\s*{x}: (\d+)", text, re.MULTILINE) for x in ("level", "temperature"))
+    level, heat = (
+        re.search(rf"^\s*{x}: (\d+)", text, re.MULTILINE) for x in ("level", "temperature")
+    )
     if not level:
         return []
     powered = re.findall(r"^\s*(\w+) powered: true", text, re.MULTILINE)

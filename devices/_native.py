@@ -45,7 +45,9 @@ def program(machine: str) -> Path:
     path = FOLDER / f"{PROGRAM}-{machine}"
     if not path.is_file():
         machines = sorted(x.name.removeprefix(f"{PROGRAM}-") for x in FOLDER.glob(f"{PROGRAM}-*"))
-        raise ConfigError(f"there is no native worker for {machine}; there are {', '.join(machines)}")
+        raise ConfigError(
+            f"there is no native worker for {machine}; there are {', '.join(machines)}"
+        )
     return path
 
 

@@ -153,7 +153,9 @@ class AdbLink:
         hashes = dict(x.split()[::-1] for x in there.decode(errors="replace").splitlines())
         if hashes != {name: sha256(path) for name, path in files.items()}:
             self._damaged(said, "the worker")
-        self._checked(f"chmod 755 {shlex.quote(part)}/* && mv {shlex.quote(part)} {shlex.quote(at)}")
+        self._checked(
+            f"chmod 755 {shlex.quote(part)}/* && mv {shlex.quote(part)} {shlex.quote(at)}"
+        )
 
     def _damaged(self, said: bytes, what: str) -> NoReturn:
         """Raise for a file that is not on the phone as it was sent: is another try of use?"""
@@ -201,7 +203,9 @@ class AdbLink:
         if not mark or not re.fullmatch(rb"\d+\r?\n", status):
             self.contact.doubtful = True
             fault = _android.not_ready(self._states(), self.serial)
-            raise ConnectionError(fault or f"its answer broke off: {_short(said) or 'nothing came'}")
+            raise ConnectionError(
+                fault or f"its answer broke off: {_short(said) or 'nothing came'}"
+            )
         return answer, int(status)
 
     def _checked(self, script: str) -> bytes:
@@ -291,7 +295,9 @@ class AdbLink:
     def get(self, name: str, target: Path) -> None:
         """Pull a file, compare hashes, and put it into place when they are the same."""
         quoted = self._quoted(name)
-        said, status = self._shell(f"[ -f {quoted} ] && stat -c %s {quoted} && sha256sum < {quoted}")
+        said, status = self._shell(
+            f"[ -f {quoted} ] && stat -c %s {quoted} && sha256sum < {quoted}"
+        )
         if status == 1 and not said.strip():
             raise FileNotFoundError(self._path(name))
         found = re.match(rb"(\d+)\r?\n([0-9a-f]{64})", said)

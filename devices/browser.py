@@ -91,7 +91,7 @@ class Browser:
         host = _host(self)
         host.bring_page(self)
         yield BrowserLink(
-            self, host.server, LocalLink(self.name, "", make_folder(folder.absolute()))
+            self, host.server, LocalLink(self.name, (), make_folder(folder.absolute()))
         )
 
 

@@ -71,7 +71,6 @@ class Adbd:
             self._listener.close()
         self.cut_now()
 
-
     def cut_now(self) -> None:
         """Reset every connection; the next ones take their turns in `cuts`."""
         for one in self._open:

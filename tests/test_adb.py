@@ -239,7 +239,10 @@ def test_a_phone_that_does_not_trust_this_computer_is_told_with_the_cure(phone, 
 
 def test_a_phone_that_is_not_there_is_told_at_once_with_the_cure(server, tmp_path):
     device = open_device(f"adb:127.0.0.1:{free_port()}")
-    with pytest.raises(DeviceError, match="nothing answers there; .*adb pair"), device.connect(tmp_path):
+    with (
+        pytest.raises(DeviceError, match="nothing answers there; .*adb pair"),
+        device.connect(tmp_path),
+    ):
         pass
     ((what, status, detail, _),) = examine(open_device("adb"))
     assert (what, status) == ("device", "fail")
@@ -248,7 +251,10 @@ def test_a_phone_that_is_not_there_is_told_at_once_with_the_cure(server, tmp_pat
 
 def test_adb_that_is_not_installed_is_told_with_what_to_install(tmp_path):
     device = open_device("adb:adb=/nowhere/adb")
-    with pytest.raises(DeviceError, match="install Android's platform tools"), device.connect(tmp_path):
+    with (
+        pytest.raises(DeviceError, match="install Android's platform tools"),
+        device.connect(tmp_path),
+    ):
         pass
 
 
