@@ -9,11 +9,13 @@ from hetero.devices._doctor import Check
 
 #: States of `adb devices` other than "device", and what to do about each.
 CURES = {
-    "unauthorized": "does not trust this computer; unlock it and allow USB debugging in the dialogue "
+    "unauthorized": "does not trust this computer; unlock it and allow USB debugging in its "
+    "dialogue "
     "that it shows (none? revoke the authorisations in the developer options and plug it in anew)",
     "offline": "does not answer adb; pull the cable and plug it in again, or over the network run: "
     "adb disconnect; adb connect HOST:PORT",
-    "no permissions": "may not be opened by this user; on Linux install Android's udev rules (Debian: "
+    "no permissions": "may not be opened by this user; on Linux install Android's udev rules "
+    "(Debian: "
     "apt-get install android-sdk-platform-tools-common), then plug it in again",
     "recovery": "is in recovery; start Android on it",
     "sideload": "is in recovery; start Android on it",
@@ -47,7 +49,8 @@ def not_ready(found: Mapping[str, str], serial: str) -> str:
     if serial and serial not in found:
         if re.fullmatch(r".+:\d+", serial):
             return (
-                f"nothing answers there; connected are: {others}; is wireless debugging on, and the "
+                f"nothing answers there; connected are: {others}; is wireless debugging on, and "
+                "the "
                 f"port right? pair once with: adb pair HOST:PORT, then: adb connect {serial}"
             )
         return f"is not connected; connected are: {others}; is USB debugging on?"

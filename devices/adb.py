@@ -253,7 +253,8 @@ class AdbLink:
         said = self._adb(*call, timeout_s=ANSWER_S + size / BYTES_PER_S)
         move = f"mv -f {shlex.quote(part)} {target}"
         _, status = self._shell(
-            f'h=$(sha256sum < {shlex.quote(part)}) && [ "${{h%% *}}" = {sha256(source)} ] && {move}',
+            f"h=$(sha256sum < {shlex.quote(part)}) && "
+            f'[ "${{h%% *}}" = {sha256(source)} ] && {move}',
             timeout_s=2 * ANSWER_S,
         )
         if status:

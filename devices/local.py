@@ -193,7 +193,7 @@ class LocalLink:
                 worker.wait(timeout=STOP_S)
 
     def _placed(self) -> Path:
-        """The worker in the store: it must not change under a run, and a program may be executed."""
+        """The worker in the store: it must not change under a run; a program may be executed."""
         target = self.root / f"store/{sha256(self.worker)}{self.worker.suffix}"
         if not target.exists():
             self.put(self.worker, str(target.relative_to(self.root)))

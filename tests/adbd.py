@@ -91,9 +91,7 @@ class Connection:
         try:
             while True:
                 command, one, other, data = self._message()
-                if command == b"CNXN":
-                    self._greet()
-                elif command == b"AUTH" and self.owner.trusting:
+                if command == b"CNXN" or (command == b"AUTH" and self.owner.trusting):
                     self._greet()
                 elif command == b"AUTH":
                     self.send(b"AUTH", 1, 0, bytes(20))
@@ -269,10 +267,10 @@ class Stream:
         path, _, mode = name.rpartition(",")
         fault = b""
         try:
-            file = Path(path).open("wb")
+            file = Path(path).open("wb")  # noqa: SIM115
         except OSError as error:
             fault = f"couldn't create file: {error.strerror}".encode()
-            file = Path(os.devnull).open("wb")
+            file = Path(os.devnull).open("wb")  # noqa: SIM115
         with file:
             while True:
                 what, size = struct.unpack("<4sI", self.read(8))

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sshd import Sshd, missing, serving
 
+from hetero.devices import _arm64
+
 # Before anything imports NumPy, PyTorch or ONNX Runtime; child processes inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -45,10 +47,14 @@ def own_home(
 ) -> Iterator[Path]:
     """A home folder of this run's own, so that no user's cache or setting has a say."""
     home = tmp_path_factory.mktemp("home")
+    userlands = _arm64.cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             patch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+        # Half a minute and 240 MB each: named by what is in them, so nobody's setting has a say.
+        _arm64.cache().parent.mkdir(parents=True)
+        _arm64.cache().symlink_to(userlands)
         # Only a list of the machine's fonts, which takes seconds to make.
         cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
         if cache is not None:

@@ -1,4 +1,4 @@
-"""Phones by the real adb client: against a double of adbd, and what adb and Android say, recorded."""
+"""Phones by the real adb client, against a double of adbd; what adb and Android say, recorded."""
 
 from __future__ import annotations
 

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hetero.cli._helpers import reporter, say
 from hetero.cli._options import InventoryFile, Json, Quiet
 
+
+class _Group(TyperGroup):
+    """A group whose commands are given the context that their annotation promises."""
+
+    context_class = typer.Context
+
+
 devices = typer.Typer(
+    cls=_Group,
     help="Kinds of device, and your own devices by name (devices.toml).",
     pretty_exceptions_enable=False,
 )

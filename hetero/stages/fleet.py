@@ -90,7 +90,8 @@ def run_files(
                 bar.advance(1, f"{item.kind} {item.precision}")
     runs = crew.in_order([*names, ""])
     if not runs and crew.errors:
-        raise crew.errors[0]
+        # By the order given, not by who failed first: the same every time.
+        raise next(crew.errors[k] for k in crew.keys(names) if k in crew.errors)
     return Outcome(runs, (*crew.absent(names), *_by_no_runtime(alone, runs)))
 
 
@@ -119,7 +120,7 @@ class _Crew:
     output: Path
     options: CheckOptions
     board: Board
-    errors: list[HeteroError] = field(default_factory=list)
+    errors: dict[tuple[str, str, str], HeteroError] = field(default_factory=dict)
     _runs: dict[tuple[str, str, str], Ran] = field(default_factory=dict)
     _absent: dict[tuple[str, str, str], NotRun] = field(default_factory=dict)
     _fatal: list[BaseException] = field(default_factory=list)
@@ -220,13 +221,13 @@ class _Crew:
                     self._heard(at),
                 )
             except DeviceError as error:
-                self.errors.append(error)
+                self.errors[at] = error
                 said = str(error).removeprefix(f"{device.name}: ")
                 if watched.away:
                     gone = f"device could not be reached: {said}"
                 self._leave_out(at, gone or f"device failed: {said}")
             except BundleError as error:
-                self.errors.append(error)
+                self.errors[at] = error
                 self._leave_out(at, f"its runtime refuses the file: {error}", refused=True)
             else:
                 self.add(ran, item, device.name)
@@ -255,15 +256,17 @@ class _Crew:
         ran.vectors.save(self.output / "embeddings" / f"{file_name(ran.place)}.safetensors")
         self._runs[device, item.kind, item.precision] = ran
 
+    def keys(self, names: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Every cell by file, and for each file by these devices."""
+        return [(n, f.kind, f.precision) for f in self.files for n in names]
+
     def in_order(self, names: Sequence[str]) -> tuple[Ran, ...]:
-        """The runs by file, and for each file by these devices."""
-        keys = [(n, f.kind, f.precision) for f in self.files for n in names]
-        return tuple(self._runs[k] for k in keys if k in self._runs)
+        """The runs, in the order of `keys`."""
+        return tuple(self._runs[k] for k in self.keys(names) if k in self._runs)
 
     def absent(self, names: Sequence[str]) -> tuple[NotRun, ...]:
         """What did not come, in the same order."""
-        keys = [(n, f.kind, f.precision) for f in self.files for n in names]
-        return tuple(self._absent[k] for k in keys if k in self._absent)
+        return tuple(self._absent[k] for k in self.keys(names) if k in self._absent)
 
 
 @dataclass
