@@ -1,8 +1,8 @@
 """The native worker: the program for a machine, the runtimes it opens, and all of it for a phone.
 
 The programs lie in ``native/``, built from the C there by ``native/build.py``. The runtimes come
-out of wheels: onnxruntime's own, in the version that is installed here, and pymicro-wakeword's, the one
-wheel that has TensorFlow Lite's C library (2.17.1, for x86_64 and aarch64).
+out of wheels: onnxruntime's own, in the version that is installed here, and pymicro-wakeword's, the
+one wheel that has TensorFlow Lite's C library (2.17.1, for x86_64 and aarch64).
 """
 
 from __future__ import annotations
