@@ -50,8 +50,7 @@ def not_ready(found: Mapping[str, str], serial: str) -> str:
         if re.fullmatch(r".+:\d+", serial):
             return (
                 f"nothing answers there; connected are: {others}; is wireless debugging on, and "
-                "the "
-                f"port right? pair once with: adb pair HOST:PORT, then: adb connect {serial}"
+                f"the port right? pair once with: adb pair HOST:PORT, then: adb connect {serial}"
             )
         return f"is not connected; connected are: {others}; is USB debugging on?"
     if not serial and not found:
