@@ -12,7 +12,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,8 +133,11 @@ def versions(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def build() -> Path:
+def build(on_step: Callable[[str], None] | None = None) -> Path:
     """The folder of the assets, fetched by npm where it is not there; each archive is verified.
+
+    Args:
+        on_step: Told in a few words what comes next; not called when all is there.
 
     Raises:
         DeviceError: npm is not installed, cannot reach its registry, or an archive is not the
@@ -152,8 +155,11 @@ def build() -> Path:
     make_folder(folder.parent)
     with storage_errors(folder), TemporaryDirectory(dir=folder.parent) as temporary:
         fresh = Path(temporary) / "fresh"
+        say = on_step or (lambda _: None)
+        say("fetch the runtimes by npm")
         _fetch(npm, Path(temporary))
         for package in PACKAGES:
+            say(f"verify and unpack {package.name}")
             _unpack(_verified(package, Path(temporary)), package, fresh / package.name)
         try:
             fresh.rename(folder)

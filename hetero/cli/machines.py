@@ -181,7 +181,7 @@ def build(
         print(f"{kind}: there is nothing to build")
         return
     made = make(reporter(quiet).line)
-    print(f"{kind}: ready" + (f" in {made}" if made else ""))
+    print(f"{kind}: ready in {getattr(made, 'folder', made)}")
 
 
 def doctor(
