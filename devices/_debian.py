@@ -120,7 +120,7 @@ def _lines(etc: Path) -> Iterator[dict[str, str]]:
                 yield {
                     "URIs": uri,
                     "Suites": suite,
-                    "Components": components,
+                    "Components": components.strip(),
                     "Signed-By": signed[1] if signed else "",
                 }
 

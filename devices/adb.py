@@ -197,7 +197,7 @@ class AdbLink:
             ConnectionError: The answer has no end, so the way was cut.
         """
         end = f"hetero-{secrets.token_hex(8)}"
-        call = f"( {script}\n) 2>&1 </dev/null; echo; echo {end} $?"
+        call = f"( {script}\n) 2>&1 </dev/null; status=$?; echo; echo {end} $status"
         said = self._adb("-s", self.serial, "exec-out", call, timeout_s=timeout_s)
         answer, mark, status = said.rpartition(f"\n{end} ".encode())
         if not mark or not re.fullmatch(rb"\d+\r?\n", status):

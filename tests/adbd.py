@@ -91,7 +91,9 @@ class Connection:
         try:
             while True:
                 command, one, other, data = self._message()
-                if command == b"CNXN" or (command == b"AUTH" and self.owner.trusting):
+                if command == b"CNXN":
+                    self._greet()
+                elif command == b"AUTH" and self.owner.trusting:
                     self._greet()
                 elif command == b"AUTH":
                     self.send(b"AUTH", 1, 0, bytes(20))
@@ -233,10 +235,11 @@ class Stream:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        assert self.child.stdout
-        while part := self.child.stdout.read1(1 << 16):
-            self.write(struct.pack("<BI", 1, len(part)) + part if framed else part)
-        status = self.child.wait() & 255
+        with self.child as child:  # which closes its pipe, whatever becomes of the connection
+            assert child.stdout
+            while part := child.stdout.read1(1 << 16):
+                self.write(struct.pack("<BI", 1, len(part)) + part if framed else part)
+        status = child.returncode & 255
         if framed:
             self.write(struct.pack("<BIB", 3, 1, status))
 
@@ -267,10 +270,10 @@ class Stream:
         path, _, mode = name.rpartition(",")
         fault = b""
         try:
-            file = Path(path).open("wb")  # noqa: SIM115
+            file = Path(path).open("wb", buffering=0)
         except OSError as error:
             fault = f"couldn't create file: {error.strerror}".encode()
-            file = Path(os.devnull).open("wb")  # noqa: SIM115
+            file = Path(os.devnull).open("wb", buffering=0)
         with file:
             while True:
                 what, size = struct.unpack("<4sI", self.read(8))
@@ -278,8 +281,8 @@ class Stream:
                     break
                 data = self.read(size)
                 try:
-                    file.write(data)
-                    file.flush()
+                    while data and not fault:
+                        data = data[file.write(data) or 0 :]
                 except OSError as error:
                     fault = f"write failed: {error.strerror}".encode()
         if fault:
