@@ -91,9 +91,7 @@ class Connection:
         try:
             while True:
                 command, one, other, data = self._message()
-                if command == b"CNXN":
-                    self._greet()
-                elif command == b"AUTH" and self.owner.trusting:
+                if command == b"CNXN" or (command == b"AUTH" and self.owner.trusting):
                     self._greet()
                 elif command == b"AUTH":
                     self.send(b"AUTH", 1, 0, bytes(20))

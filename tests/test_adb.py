@@ -1,4 +1,4 @@
-"""Phones by the real adb client: against a double of adbd, and what adb and Android say, recorded."""
+"""Phones by the real adb client, against a double of adbd; what adb and Android say, recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,7 +239,7 @@ def test_a_phone_that_does_not_trust_this_computer_is_told_with_the_cure(phone, 
 def test_a_phone_that_is_not_there_is_told_at_once_with_the_cure(server, tmp_path):
     device = open_device(f"adb:127.0.0.1:{free_port()}")
     with (
-        pytest.raises(DeviceError, match="nothing answers there; .*adb pair"),
+        pytest.raises(DeviceError, match=r"nothing answers there; .*adb pair"),
         device.connect(tmp_path),
     ):
         pass
