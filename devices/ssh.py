@@ -19,6 +19,7 @@ import contextlib
 import getpass
 import hashlib
 import importlib.metadata
+import ipaddress
 import json
 import os
 import platform
@@ -360,9 +361,9 @@ def device(address: str) -> Ssh:
 
 def _at(where: str, about: Target) -> Target:
     """`about` with ``[user@]host[:port]``; an IPv6 address with a port stands in brackets."""
-    found = re.fullmatch(
-        r"(?:([^@]+)@)?(?:\[([^\]]+)\]|([^:@\[\]]+|[0-9a-fA-F:]+?))(?::(\d+))?", where
-    )
+    found = re.fullmatch(r"(?:([^@]+)@)?(?:\[([^\]]+)\]|([^:@\[\]]+))(?::(\d+))?", where)
+    with contextlib.suppress(ValueError):  # an IPv6 address without brackets has no port
+        return replace(about, host=str(ipaddress.ip_address(where)), user=None, port=None)
     if found is None or not 0 < int(found[4] or 22) < 65536:
         raise ConfigError(f"ssh: {where!r} is no host; expected [user@]host[:port]")
     port = int(found[4]) if found[4] else None

@@ -268,10 +268,10 @@ class Stream:
         path, _, mode = name.rpartition(",")
         fault = b""
         try:
-            file = Path(path).open("wb", buffering=0)
+            file = Path(path).open("wb", buffering=0)  # noqa: SIM115
         except OSError as error:
             fault = f"couldn't create file: {error.strerror}".encode()
-            file = Path(os.devnull).open("wb", buffering=0)
+            file = Path(os.devnull).open("wb", buffering=0)  # noqa: SIM115
         with file:
             while True:
                 what, size = struct.unpack("<4sI", self.read(8))

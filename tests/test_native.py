@@ -1,4 +1,4 @@
-"""The native worker beside the Python one: the same bytes, here and on an emulated ARM processor."""
+"""The native worker beside the Python one: the same bytes, here and on an emulated ARM core."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ CPUINFO = (
 
 @pytest.fixture(scope="module")
 def arm(tmp_path_factory):
-    """A command that runs the bundle's worker on an emulated Cortex-A76, with nothing else there."""
+    """A command that runs the bundle's worker on an emulated Cortex-A76; nothing else is there."""
     if platform.machine() == "aarch64":
         pytest.skip("this machine is one")
     try:

@@ -328,7 +328,7 @@ def _by_no_runtime(alone: Sequence[Artifact], runs: Sequence[Ran]) -> tuple[NotR
 
 def _cell(run: Ran) -> Cell:
     facts, place = run.facts, run.place
-    said = facts.get("execution", "")
+    said = facts.get("execution", "").partition(":")[0]
     return Cell(
         place.device,
         place.format,

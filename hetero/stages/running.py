@@ -184,8 +184,10 @@ def on_device(
         ids = reference.task.ids if native else some_queries(reference, EMULATED_QUERIES)
         asked, vectors, whole = None, ask(ids, True), native
     result = first.result
-    facts = dict(result.facts)
-    if facts["execution"] != "native":  # a board may turn out to be an emulator only now
+    # A board may turn out to be an emulator only now.
+    execution = result.facts.get("execution", device.execution)
+    facts = {**result.facts, "execution": execution}
+    if execution != "native":
         facts["execution"] += ": numerics only"
         facts["queries"] = f"{len(vectors.ids)} of {len(reference.task.query_ids)}"
     return Ran(
