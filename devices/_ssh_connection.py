@@ -362,7 +362,8 @@ class _HostKeys:
         if key in asyncssh.match_known_hosts(self.revoked, *at)[0]:
             self.verdict = (
                 f"the host key of {name} is revoked: {kind} {print_}, by "
-                f"{' or '.join(self.files)}; give the device a new key with `ssh-keygen -A`, or connect to another one"
+                f"{' or '.join(self.files)}; give the device a new key with "
+                "`ssh-keygen -A`, or connect to another one"
             )
             return False
         if before:
