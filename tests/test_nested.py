@@ -128,7 +128,8 @@ def test_each_width_is_a_bundle_of_its_own_and_an_interrupted_run_goes_on_to_the
         ordinary = models.build(model.backbone, 12, SIZE)
         assert (model.parameters, model.macs) == models.count(ordinary, SIZE)
         vectors = models.embed_pixels(models.load(loaded), PREPROCESS, probe.pixels)
-        assert np.array_equal(vectors, probe.vectors)
+        # Loaded weights lie in memory otherwise than trained ones; not every processor sums alike.
+        np.testing.assert_allclose(vectors, probe.vectors, atol=1e-6)
         macs.append(model.macs)
     assert macs == sorted(set(macs))
     # In another order, and cut after the fourth of nine steps.

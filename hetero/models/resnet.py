@@ -34,10 +34,16 @@ class _Block(nn.Module):
             _conv(inputs, outputs, 3, stride), nn.ReLU(), _conv(outputs, outputs, 3)
         )
         same = stride == 1 and inputs == outputs
-        self.around = nn.Identity() if same else _conv(inputs, outputs, 1, stride)
+        # oneDNN 3.12 (PyTorch 2.13) writes beyond its memory in the gradient of a strided 1x1
+        # convolution of fewer than 8 channels, channels last, on processors with AVX2 alone. A
+        # stride is the same as taking every other pixel first, so there it is done so.
+        self.every = stride if inputs < 8 else 1
+        step = stride // self.every
+        self.around = nn.Identity() if same else _conv(inputs, outputs, 1, step)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(self.inner(x) + self.around(x))
+        beside = x if self.every == 1 else x[:, :, :: self.every, :: self.every]
+        return nn.functional.relu(self.inner(x) + self.around(beside))
 
 
 def build(text: str = "") -> nn.Module:
