@@ -323,7 +323,7 @@ def _each(
 def _used(facts: Facts) -> str:
     """What an int8 file's layers are, and by what that was decided."""
     if "layers" not in facts:
-        how = facts.get("activations") or "every layer in int8"
+        how = "int8 weights alone" if "activations" in facts else "every layer in int8"
         return f"{how}; what search loses was not measured here, `hetero check` does"
     lost, flipped = (
         100 * float(facts[f"judged_{k}"]) for k in ("recall_at_1_lost", "negative_flips")

@@ -87,7 +87,8 @@ def verify(root: Path, public_key: Path) -> int:
     except InvalidSignature as error:
         raise BundleError(f"{signature}: not by the owner of {public_key}, or altered") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        text = " ".join(str(error).split()).replace("Signature mismatch: ", "")[:300]
+        text = " ".join(str(error).split()).removeprefix("Signature mismatch: ")
+        text = text.partition(": Expected ")[0].strip('[]"')[:300]  # without digests as bytes
         raise BundleError(
             f"{root}: not as it was signed ({text}); copy it again from whoever signed it"
         ) from error

@@ -330,20 +330,22 @@ def test_a_whole_path_that_departs_is_not_written(exported, monkeypatch):
     assert (exported.root / "whole.fp32.onnx").read_bytes() == before
 
 
-def test_the_whole_path_is_refused_where_it_cannot_be():
+@pytest.mark.toolchain
+def test_the_whole_path_is_refused_where_it_cannot_be(exported):
     from hetero.errors import ConfigError
+    from hetero.progress import Reporter
     from hetero.stages.exporting import export_all
 
     for formats, bake in ((("tflite",), True), (("onnx",), False)):
         with pytest.raises(ConfigError, match="add the format onnx"):
             export_all(
-                None,
+                exported,
                 formats,
                 ("fp32",),
                 images=None,
                 bake=bake,
                 batch=None,
                 resume=False,
-                reporter=None,
+                reporter=Reporter(quiet=True),
                 whole=True,
             )
