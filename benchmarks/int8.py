@@ -3,11 +3,12 @@
     hetero demo --seed 0 -o RUN
     python -m benchmarks.int8 RUN
 
-The demo's query model in int8 by ONNX Runtime and LiteRT: every layer in int8; the fewest layers in
-float that keep to the limits on validation classes; and both again after six epochs of
-quantisation-aware training, from the same seed and so from the same float weights. Scored on test
-classes in the gallery's index, each file against its own model in PyTorch. Raw numbers go to
-benchmarks/results/int8.json.
+The demo's query model in int8 by ONNX Runtime and LiteRT: every layer in int8; the fewest layers
+in float that keep to the limits on validation classes; and both again after six epochs of
+quantisation-aware training, from the same seed and so from the same float weights. Core ML's int8
+is of weights alone, runs in the reference interpreter on a part of the queries, and has no layers
+to choose. Scored on test classes in the gallery's index, each file against its own model in
+PyTorch. Raw numbers go to benchmarks/results/int8.json, first those without training.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from benchmarks.lab import RESULTS, WORK, machine, save
 
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "coreml")
 
 
 def main() -> None:
@@ -45,17 +46,19 @@ def main() -> None:
 
     reporter, images = Reporter(), data.load("emoji")
     gallery, plain = (Bundle.load(args.run / role) for role in ("gallery", "query"))
-    trained = train_query(
-        gallery,
-        images,
-        replace(demo.FULL.query, qat=args.qat),
-        Settings(epochs=demo.FULL.query_epochs, lr=QUERY_LR, seed=args.seed),
-        args.work / "int8" / "qat",
-        resume=True,
-        reporter=reporter,
-    )
-    rows = []
-    for how, bundle in (("float training", plain), ("with int8 epochs", trained)):
+    rows: list[dict[str, Any]] = []
+    for how in ("float training", "with int8 epochs")[: 2 if args.qat else 1]:
+        bundle = plain
+        if how != "float training":
+            bundle = train_query(
+                gallery,
+                images,
+                replace(demo.FULL.query, qat=args.qat),
+                Settings(epochs=demo.FULL.query_epochs, lr=QUERY_LR, seed=args.seed),
+                args.work / "int8" / "qat",
+                resume=True,
+                reporter=reporter,
+            )
         reference, pixels = _reference(bundle, gallery, images)
         for mixed in (False, True):
             root = args.work / "int8" / f"{how.split()[0]}-{'mixed' if mixed else 'all'}"
@@ -65,16 +68,16 @@ def main() -> None:
                     _bare(bundle, root), gallery if mixed else None, images, reference, pixels
                 )
             ]
-    save(
-        args.results / "int8.json",
-        {
-            "command": "python -m benchmarks.int8 RUN",
-            "seed": args.seed,
-            "qat_epochs": args.qat,
-            "machine": machine(),
-            "files": rows,
-        },
-    )
+        save(
+            args.results / "int8.json",
+            {
+                "command": "python -m benchmarks.int8 RUN",
+                "seed": args.seed,
+                "qat_epochs": args.qat,
+                "machine": machine(),
+                "files": rows,
+            },
+        )
     for row in rows:
         print(row)
 
@@ -108,10 +111,12 @@ def _scored(
     from hetero.export import FileEmbedder
     from hetero.progress import Reporter
     from hetero.stages.exporting import export_all
+    from hetero.stages.running import REFERENCE_QUERIES
 
+    formats = [f for f in FORMATS if gallery is None or f != "coreml"]
     done = export_all(
         bundle,
-        FORMATS,
+        formats,
         ("int8",),
         images=images,
         gallery=gallery,
@@ -121,14 +126,21 @@ def _scored(
         reporter=Reporter(),
     )
     out = []
-    for format in FORMATS:
+    place = {name: row for row, name in enumerate(reference.task.ids)}
+    for format in formats:
         item = done.artifact(format, "int8")
+        asked = reference.task.query_ids
+        held = reference
+        if format == "coreml":
+            asked = asked[:: -(-len(asked) // REFERENCE_QUERIES)]
+            held = reference.only(asked)
         with FileEmbedder(done, item) as embedder:
-            vectors = embedder.embed(reference.task.ids, pixels)
-        found = {m.name: m for m in file(reference, Place("local", format, "int8"), vectors)}
+            vectors = embedder.embed(asked, pixels[[place[name] for name in asked]])
+        found = {m.name: m for m in file(held, Place("local", format, "int8"), vectors)}
         row: dict[str, Any] = {
             "format": format,
             "runtime": item.facts["compared_with"],
+            "queries": len(asked),
             "size_bytes": item.size_bytes,
             "layers_in_float": item.facts.get("layers_in_float", 0),
             "layers": item.facts.get("layers", 0),

@@ -43,11 +43,14 @@ THEIRS = {
 
 ARCHITECTURES = (*OURS, *THEIRS)
 
+#: Known by name beside those of the page.
+OTHERS = {"mobilenetv3_small_100": "mobilenetv3_small_100"}
+
 #: With random weights and few or no shortcuts, each batch norm enlarges what rounding left:
 #: PyTorch's own float32 is 8e-5 from its float64 (mobileone_s0), and its own vectors, everything
 #: rounded to float16, have a cosine of 0.9926 (efficientnet_lite0). Shifts, in deviations, as
 #: training brings, end that.
-SHIFTED = {"mobileone_s0": 0.5, "efficientnet_lite0": 1.0}
+SHIFTED = {"mobileone_s0": 0.5, "efficientnet_lite0": 1.0, "mobilenetv3_small_100": 0.5}
 
 #: Pictures that batch norms see.
 _SEEN = 128
@@ -59,20 +62,20 @@ def spec(name: str) -> str:
 
 
 def __getattr__(name: str) -> Callable[[], nn.Module]:
-    if name not in THEIRS:
+    if name not in THEIRS and name not in OTHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _declare()
-    return partial(family.build, THEIRS[name])
+    return partial(family.build, {**THEIRS, **OTHERS}[name])
 
 
-def net(name: str) -> tuple[models.EmbeddingNet, Preprocess]:
+def net(name: str, size: int = SIZE) -> tuple[models.EmbeddingNet, Preprocess]:
     """A net in which every block matters, in evaluation mode, and its preprocessing.
 
     Weights are random, but batch norms have the statistics of real pictures, and the scales that
     let a block begin as nothing are 0.4: else most of a net could be dropped unseen.
     """
     torch.manual_seed(0)
-    made = models.build(spec(name), DIM, SIZE)
+    made = models.build(spec(name), DIM, size)
     for part in made.modules():
         for key, parameter in part.named_parameters(recurse=False):
             if "gamma" in key or "layer_scale" in key or key in ("ls", "layer_scale"):
@@ -85,21 +88,21 @@ def net(name: str) -> tuple[models.EmbeddingNet, Preprocess]:
                 nn.init.constant_(part.bias, SHIFTED[name])
             part.reset_running_stats()
             part.momentum = None  # statistics of all that was seen, not a moving average
-    preprocess = Preprocess(size_px=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    preprocess = Preprocess(size_px=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     made.train()
     with torch.no_grad():
-        seen = preprocess.tensor(pictures("train", _SEEN))
+        seen = preprocess.tensor(pictures("train", _SEEN, size))
         for at in range(0, len(seen), 64):
             made(torch.from_numpy(seen[at : at + 64]))
     return made.eval(), preprocess
 
 
-def pictures(split: str, count: int) -> np.ndarray:
+def pictures(split: str, count: int, size: int = SIZE) -> np.ndarray:
     """Pictures of the embedded collection, uint8 (count, s, s, 3), spread over its split."""
     images = data.load("emoji")
     rows = images.rows(split)
     step = max(1, len(rows) // count)
-    return images.pixels(rows[::step][:count], Preprocess(size_px=SIZE))
+    return images.pixels(rows[::step][:count], Preprocess(size_px=size))
 
 
 # timm needs torchvision, whose CUDA build cannot be imported beside a CPU build of PyTorch until

@@ -309,8 +309,8 @@ def _each(
             what = f"{format} {job.precision}"
             if "fallback" in facts:
                 say(f"{what}: {facts['fallback']}")
-            if facts.get("layers_in_float"):
-                say(f"{what}: in float: {facts['float_layers']}")
+            if job.precision == "int8":
+                say(f"{what}: {_used(facts)}")
             if (table := job.output.with_name(SENSITIVITY)).exists():
                 os.replace(table, log.with_name(f"sensitivity-{format}.json"))
             say(
@@ -318,6 +318,22 @@ def _each(
                 f"{facts['cosine_worst']:.6f}, {facts['conversion_s']:.1f} s"
             )
             yield bundle
+
+
+def _used(facts: Facts) -> str:
+    """What an int8 file's layers are, and by what that was decided."""
+    if "layers" not in facts:
+        how = "int8 weights alone" if "activations" in facts else "every layer in int8"
+        return f"{how}; what search loses was not measured here, `hetero check` does"
+    lost, flipped = (
+        100 * float(facts[f"judged_{k}"]) for k in ("recall_at_1_lost", "negative_flips")
+    )
+    kept = facts["float_layers"]
+    return (
+        f"{facts['layers_in_float']} of {facts['layers']} layers in float"
+        f"{f' ({kept})' if kept else ''}; on validation pictures search loses {lost:.2f} points of "
+        f"Recall@1, {flipped:.2f} % negative flips"
+    )
 
 
 def _job(

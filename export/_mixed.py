@@ -3,13 +3,15 @@
 A layer's sensitivity is what search loses, and how far vectors turn, when that layer alone is int8.
 Layers are given back to float, the most sensitive first, until what search loses by the whole file
 is within the limits. Everything is measured with the written file on its own runtime, on validation
-pictures in the gallery's index.
+pictures in the gallery's index. By chance fewer of those may flip than of others, so the limit of
+flips has to be kept with 95 % confidence.
 
 Imports PyTorch through `hetero.export._quantize`, so it is imported inside `convert` only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ from hetero.retrieval import Ranks, Truth, rank
 from hetero.space import Embeddings
 
 T = TypeVar("T")
+
+#: That the limit of flips is kept.
+CONFIDENCE = 0.95
 
 #: Share of the layers that may stay float before int8 is given up.
 MOST = 0.5
@@ -92,7 +97,9 @@ class Judge:
     def within(self, loss: Loss | None) -> bool:
         """Whether that is within the job's limits."""
         lost, flipped = self._limits
-        return loss is not None and loss.recall <= lost and loss.flips <= flipped
+        n = len(self._reference)
+        flips_allowed = allowed(n, flipped) / n
+        return loss is not None and loss.recall <= lost and loss.flips <= flips_allowed
 
     def _embeddings(self, rows: Float32[np.ndarray, "n d"]) -> Embeddings:
         ids = tuple(f"q{i}" for i in range(len(rows)))
@@ -100,6 +107,19 @@ class Judge:
 
     def _searched(self, queries: Embeddings) -> Ranks:
         return rank(queries, self._gallery, self._truth)
+
+
+def allowed(n: int, limit: float) -> int:
+    """So many of n queries may flip that their true share is at most `limit`.
+
+    A file at the limit shows so few or fewer in one of twenty samples. Where n is too small for
+    that even without a flip, the limit's share of n.
+    """
+    from scipy.stats import binom
+
+    most = math.floor(limit * n + 1e-9)
+    sure = int(binom.ppf(1 - CONFIDENCE, n, limit)) - 1
+    return most if sure < 0 or limit >= 1 else min(most, sure)
 
 
 def fewest_in_float(

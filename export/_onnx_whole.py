@@ -13,7 +13,11 @@ Paper: none; the arithmetic is that of Pillow's src/libImaging/Resample.c.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
 
 from hetero.errors import ConfigError, ExportError, require
 from hetero.export import _seal
@@ -46,8 +50,6 @@ class _Graph:
 
     def number(self, value: object, dtype: str = "float64") -> str:
         """Name of a constant."""
-        import numpy as np
-
         name = f"whole/c_{len(self.constants)}"
         array = np.asarray(value, dtype=dtype)
         self.constants.append(self._onnx.numpy_helper.from_array(array, name))
@@ -112,6 +114,18 @@ def whole_image(model_bytes: bytes, preprocess: Preprocess) -> bytes:
     return _seal.seal(model.SerializeToString(deterministic=True))
 
 
+def run(raw: bytes, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
+    """What such a file gives for pictures of any size, one after another.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    session = require("onnxruntime", "onnx").InferenceSession(
+        raw, providers=["CPUExecutionProvider"]
+    )
+    return np.concatenate([session.run(None, {"picture": rgb})[0] for rgb in pictures])
+
+
 def _picture_to_pixels(g: _Graph, preprocess: Preprocess, output: str) -> None:
     """Nodes that do what `Preprocess.pixels` does, from "picture" to (1, s, s, 3)."""
     size = preprocess.size_px
@@ -146,8 +160,6 @@ def _levels(g: _Graph, sums: str) -> str:
 
 def _weights(g: _Graph, length: str, size: int, resize: str) -> str:
     """Matrix (size, length) of an axis's weights, in units of 2**-BITS, float64."""
-    import numpy as np
-
     n = g.cast(g.add("Squeeze", length, g.number([0], "int64")), "DOUBLE")
     scale = g.add("Div", n, g.number(size))
     wide = g.add("Max", scale, g.number(1.0))

@@ -46,7 +46,7 @@ SAME_SPACE = 0.25
 Kind = Literal["same", "other space", "other preprocessing", "other weights", "unusable"]
 
 #: Keys of a model file's texts -> what it means if they differ from the passport's.
-_DECLARED: Mapping[str, Kind] = MappingProxyType(
+DECLARED: Mapping[str, Kind] = MappingProxyType(
     {
         "hetero.space_digest": "other space",
         "hetero.preprocess_sha256": "other preprocessing",
@@ -116,6 +116,14 @@ class Passport:
     def band(self, runtime: str = "") -> Band:
         """The band of a runtime, such as "onnxruntime 1.32.0", or that for any."""
         return self.bands.get(runtime.partition(" ")[0], self.bands[ANY])
+
+    def declared(self) -> dict[str, str]:
+        """Key -> what the model file's own texts have to say of its identity."""
+        return {
+            "hetero.space_digest": self.space.digest,
+            "hetero.preprocess_sha256": self.preprocess.sha256,
+            "hetero.weights_sha256": self.weights_sha256,
+        }
 
     def to_json(self) -> dict[str, object]:
         """The passport as JSON values, sealed by a hash of itself."""
@@ -271,12 +279,8 @@ def verify(
             exact, so it comes first.
     """
     least = passport.band(runtime).cosine_least
-    for key, meaning in _DECLARED.items():
-        has = {
-            "hetero.space_digest": passport.space.digest,
-            "hetero.preprocess_sha256": passport.preprocess.sha256,
-            "hetero.weights_sha256": passport.weights_sha256,
-        }[key]
+    for key, meaning in DECLARED.items():
+        has = passport.declared()[key]
         said = (declared or {}).get(key, has)
         if said != has:
             return Verdict(

@@ -16,7 +16,7 @@ import exporting  # noqa: E402
 from hetero.errors import ConfigError, ExportError  # noqa: E402
 from hetero.export import Judging, export  # noqa: E402
 from hetero.export._job import ConvertJob  # noqa: E402
-from hetero.export._mixed import Judge, Loss, fewest_in_float, short  # noqa: E402
+from hetero.export._mixed import Judge, Loss, allowed, fewest_in_float, short  # noqa: E402
 from hetero.stages.exporting import covering  # noqa: E402
 from hetero.stages.exporting import judging as judging_of  # noqa: E402
 
@@ -97,6 +97,19 @@ def test_a_model_without_finite_vectors_counts_as_the_worst(tmp_path: Path) -> N
     kept, facts = chosen(Broken(limit=0.02), tmp_path)
     assert [NAMES[i] for i in kept] == ["c"]
     assert "all_int8_negative_flips" not in facts
+
+
+@pytest.mark.parametrize(
+    ("n", "limit", "most"),
+    # By hand where so few are likely: 0.99**298 = 0.0501, 0.99**299 = 0.0496.
+    [(1200, 0.01, 6), (2000, 0.01, 12), (298, 0.01, 2), (299, 0.01, 0), (50, 0.03, 1), (9, 1.0, 9)],
+)
+def test_so_many_flips_are_allowed_that_the_limit_is_kept_with_confidence(n, limit, most) -> None:
+    from scipy.stats import binom
+
+    assert allowed(n, limit) == most
+    if n > 298 and limit < 1:
+        assert binom.cdf(most, n, limit) <= 0.05 < binom.cdf(most + 1, n, limit)
 
 
 def test_a_layers_short_name_says_where_it_is() -> None:

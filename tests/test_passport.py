@@ -227,3 +227,125 @@ def test_the_snippet_command_writes_what_its_own_self_check_accepts(made, tmp_pa
         [sys.executable, "embed.py", str(wrong)], cwd=tmp_path, capture_output=True, check=False
     )
     assert done.returncode == 1
+
+
+# -- as exports leave them, as `check` finds them ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+    from exporting import copy_of_bundle
+
+    from hetero.progress import Reporter
+    from hetero.stages.exporting import export_all
+
+    return export_all(
+        copy_of_bundle(tmp_path_factory.mktemp("exported") / "bundle"),
+        ("onnx",),
+        ("fp32",),
+        images=None,
+        bake=True,
+        batch=None,
+        resume=False,
+        reporter=Reporter(quiet=True),
+        whole=True,
+    )
+
+
+def options():
+    from hetero.stages.running import CheckOptions
+
+    return CheckOptions(limits=None, thorough="quick", resume=False, command="")
+
+
+@pytest.mark.toolchain
+def test_every_exported_file_has_its_passport_and_check_takes_it(exported):
+    from hetero.stages.running import chosen
+
+    (item,) = exported.exported()
+    assert Passport.load(beside(exported.path(item))).file_sha256 == item.sha256
+    assert chosen(exported, options()) == (item,)
+
+
+@pytest.mark.toolchain
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights_sha256": "d" * 64}, "other weights: hetero.weights_sha256 is dddddddddddd"),
+        ({"preprocess": Preprocess(size_px=9)}, "other preprocessing: hetero.preprocess_sha256"),
+        ({"space": Space("other", "e" * 64, 8)}, "other space: hetero.space_digest is eeee"),
+        ({"file_sha256": "f" * 64}, "its passport says ffff"),
+    ],
+)
+def test_check_refuses_a_file_whose_passport_is_of_something_else(exported, change, words):
+    from hetero.stages.running import chosen
+
+    (item,) = exported.exported()
+    path = beside(exported.path(item))
+    kept = path.read_bytes()
+    found = Passport.load(path)
+    if "space" in change:
+        change = {"space": replace(change["space"], dim=found.space.dim)}
+    try:
+        replace(found, **change).save(path)
+        with pytest.raises(BundleError, match=words):
+            chosen(exported, options())
+    finally:
+        path.write_bytes(kept)
+
+
+@pytest.mark.toolchain
+def test_the_file_with_the_whole_path_gives_what_preprocessing_outside_gives(exported):
+    from PIL import Image
+
+    from hetero import export
+    from hetero.export import _onnx_whole
+
+    (item,) = exported.exported()
+    raw = (exported.root / "whole.fp32.onnx").read_bytes()
+    rgb = np.random.default_rng(0).integers(0, 256, (91, 57, 3), dtype=np.uint8)
+    rgb = np.asarray(Image.fromarray(rgb).resize((57, 91), Image.Resampling.BICUBIC))
+    with export.load(exported.path(item), "onnx") as runner:
+        right = runner(exported.preprocess.pixels(rgb)[None])
+    assert np.abs(_onnx_whole.run(raw, [rgb]) - right).max() < 1e-6
+
+
+@pytest.mark.toolchain
+def test_a_whole_path_that_departs_is_not_written(exported, monkeypatch):
+    from hetero.errors import ExportError
+    from hetero.export import _onnx_whole
+    from hetero.stages.exporting import write_whole
+
+    (item,) = exported.exported()
+    before = (exported.root / "whole.fp32.onnx").read_bytes()
+    made = _onnx_whole.whole_image
+    # The filter of another preprocessing.
+    monkeypatch.setattr(
+        _onnx_whole, "whole_image", lambda raw, spec: made(raw, replace(spec, resize="box"))
+    )
+    with pytest.raises(ExportError, match="with the whole path inside, vectors differ"):
+        write_whole(exported, item)
+    assert (exported.root / "whole.fp32.onnx").read_bytes() == before
+
+
+@pytest.mark.toolchain
+def test_the_whole_path_is_refused_where_it_cannot_be(exported):
+    from hetero.errors import ConfigError
+    from hetero.progress import Reporter
+    from hetero.stages.exporting import export_all
+
+    for formats, bake in ((("tflite",), True), (("onnx",), False)):
+        with pytest.raises(ConfigError, match="add the format onnx"):
+            export_all(
+                exported,
+                formats,
+                ("fp32",),
+                images=None,
+                bake=bake,
+                batch=None,
+                resume=False,
+                reporter=Reporter(quiet=True),
+                whole=True,
+            )

@@ -32,9 +32,9 @@ def net() -> nn.Module:
 
 
 def rounded_rows(weights: np.ndarray) -> np.ndarray:
-    """By hand: each output channel's largest weight is 127 steps."""
+    """By hand: each output channel's largest weight is 63 steps."""
     flat = weights.reshape(len(weights), -1)
-    step = np.abs(flat).max(axis=1, keepdims=True) / 127
+    step = np.abs(flat).max(axis=1, keepdims=True) / 63
     return (np.round(flat / step) * step).reshape(weights.shape)
 
 

@@ -15,7 +15,18 @@ import warnings
 
 import typer
 
-from hetero.cli import adopt, align, bundles, check, demo, diagnose, machines, snippet, train
+from hetero.cli import (
+    adopt,
+    align,
+    bundles,
+    check,
+    demo,
+    diagnose,
+    machines,
+    signing,
+    snippet,
+    train,
+)
 from hetero.errors import HeteroError, StorageError
 
 app = typer.Typer(
@@ -38,6 +49,8 @@ for command in (
     check.report,
     diagnose.diagnose,
     snippet.snippet,
+    signing.sign,
+    signing.verify,
     machines.doctor,
     bundles.inspect,
 ):

@@ -56,6 +56,10 @@ def export(
     batch: Annotated[
         int | None, typer.Option(help="Fixed batch; without it any number where possible.")
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Also ONNX files that take a picture of any size."),
+    ] = False,
     resume: Resume = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -78,6 +82,7 @@ def export(
         batch=batch,
         resume=resume,
         reporter=reporter(quiet),
+        whole=whole,
     )
     lines = [
         f"{done.path(f)}: {f.size_bytes / 2**20:.2f} MiB, worst cosine to PyTorch "

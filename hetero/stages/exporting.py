@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from hetero.bundle import Bundle
+from hetero._files import write_atomically
+from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
-from hetero.errors import ConfigError, DataError
+from hetero.errors import ConfigError, DataError, ExportError
 from hetero.evaluate import task
+from hetero.passport import beside
 from hetero.progress import Reporter
 from hetero.stages.embedding import embed
+from hetero.stages.snippeting import canaries, passport
 
 if TYPE_CHECKING:
     from hetero.export import Judging
@@ -24,6 +28,9 @@ CALIBRATION = 256
 
 #: Training pictures among which those are chosen.
 POOL = 4096
+
+#: By how much one number may differ between a file and the same with the whole path inside.
+SAME = 1e-5
 
 #: Queries by which int8 is judged, and pictures they search, at most.
 JUDGED = 2000
@@ -121,8 +128,11 @@ def export_all(
     batch: int | None,
     resume: bool,
     reporter: Reporter,
+    whole: bool = False,
 ) -> Bundle:
     """The bundle with every format in every precision, each proved on the probe.
+
+    Each file gets a passport beside it, see `hetero.passport`.
 
     Args:
         bundle: Of a query (or gallery) model.
@@ -138,9 +148,15 @@ def export_all(
         batch: Pictures a call; None for what the format likes.
         resume: Leave files alone that are there already and still from these weights.
         reporter: Told what happens.
+        whole: Beside each ONNX file, one that takes a picture of any size; see `write_whole`.
     """
     from hetero import export
 
+    if whole and not (bake and "onnx" in formats):
+        raise ConfigError(
+            "the whole path can be put into ONNX files that have their preprocessing inside; "
+            "add the format onnx, and leave --no-bake out"
+        )
     able = {name: export.precisions(name) for name in formats}
     every = list(dict.fromkeys(p for known in able.values() for p in known))
     unknown = sorted(set(precisions) - set(every))
@@ -184,4 +200,51 @@ def export_all(
             ):
                 bundle = done
                 bar.advance(1)
+    for item in bundle.exported():
+        if item.kind in formats and item.precision in precisions:
+            _finish(bundle, item, whole, reporter)
     return bundle
+
+
+def _finish(bundle: Bundle, item: Artifact, whole: bool, reporter: Reporter) -> None:
+    """A file's passport, and if wanted the file with the whole path; what was there is replaced."""
+    target = beside(bundle.path(item))
+    try:
+        passport(bundle, item).save(target)
+    except DataError as error:  # a net that tells no pictures apart has no canaries
+        target.unlink(missing_ok=True)
+        reporter.line(f"{item.kind} {item.precision}: no passport: {error}")
+    if whole and item.kind == "onnx":
+        reporter.line(f"onnx {item.precision}: whole path in {write_whole(bundle, item).name}")
+
+
+def write_whole(bundle: Bundle, item: Artifact) -> Path:
+    """The ONNX file that takes a picture of any size, beside the file it is made from.
+
+    It is run on the bundle's canaries, pictures of odd sizes, and written only if it gives what the
+    other file gives for the same pictures prepared by `hetero.preprocess`.
+
+    Raises:
+        ConfigError: The file does not have its preprocessing inside.
+        ExportError: The two files do not agree.
+        MissingExtraError: onnx or ONNX Runtime is not installed.
+    """
+    from hetero import export
+    from hetero.export import _onnx_whole
+
+    source = bundle.path(item)
+    raw = _onnx_whole.whole_image(source.read_bytes(), bundle.preprocess)
+    pictures = [rgb for _, rgb in canaries(bundle)]
+    pixels = np.stack([bundle.preprocess.pixels(rgb) for rgb in pictures])
+    with export.load(source, item.kind) as runner:
+        right = np.concatenate([runner(p[None]) for p in pixels])
+    got = _onnx_whole.run(raw, pictures)
+    if not np.abs(got - right).max() <= SAME:
+        raise ExportError(
+            f"{item.path}: with the whole path inside, vectors differ by "
+            f"{np.abs(got - right).max():.3g}, at most {SAME:g} was expected; use "
+            "`hetero snippet` for the app's side"
+        )
+    target = source.with_name(f"whole.{item.precision}.onnx")
+    write_atomically(target, raw)
+    return target

@@ -14,7 +14,8 @@ from jaxtyping import Float32, UInt8
 from hetero import check as measuring
 from hetero.bundle import Artifact, Bundle
 from hetero.check import Place, Reference
-from hetero.errors import ConfigError
+from hetero.errors import BundleError, ConfigError
+from hetero.passport import DECLARED, Passport, beside, check_file
 from hetero.progress import Reporter
 from hetero.report import REFERENCE, Measurement, Report, load_limits
 from hetero.space import Embeddings
@@ -109,7 +110,33 @@ def chosen(query: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
             f"{query.root}: no exported file to check (there are: {have}); "
             "run `hetero export` first, or widen --format and --precision"
         )
+    for item in files:
+        _identified(query, item)
     return files
+
+
+def _identified(query: Bundle, item: Artifact) -> None:
+    """Nothing, if the passport beside a file, where there is one, is of this file and bundle.
+
+    Raises:
+        BundleError: It is of another file, other weights, another preprocessing or another space.
+    """
+    path = query.path(item)
+    if not beside(path).exists():
+        return
+    held = Passport.load(beside(path))
+    check_file(held, item.sha256, path)
+    own = {
+        "hetero.space_digest": query.space.digest,
+        "hetero.preprocess_sha256": query.preprocess.sha256,
+        "hetero.weights_sha256": query.digest,
+    }
+    for key, text in held.declared().items():
+        if text != own[key]:
+            raise BundleError(
+                f"{beside(path)}: {DECLARED[key]}: {key} is {text[:12]}…, the bundle has "
+                f"{own[key][:12]}…; export again"
+            )
 
 
 def on_device(
