@@ -162,6 +162,6 @@ def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
             natural = any(abs(end - e) < 1.5 * scale for e in _ENDS)
             if not natural and counts[at] > 3 * near.mean():
                 cut += float(counts[at] / counts.sum())
-        least, most = ((int(code) - zero) * scale for code in (filled[0], filled[-1]))
-        out.append(Range(_name(i, details), low, high, least, most, cut))
+        first, last = ((int(code) - zero) * scale for code in (filled[0], filled[-1]))
+        out.append(Range(_name(i, details), low, high, first, last, cut))
     return out

@@ -222,7 +222,12 @@ def _per_tensor(raw: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
 
 
 def _few_bits_onnx(raw: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
-    return _integer_weights(raw, lambda w, _: np.rint(w / 42) * 42), ""
+    # Seven levels: -3 to 3.
+    def coarse(integers: Array, scales: Array) -> Array:
+        step = np.abs(integers).max() / 3
+        return np.rint(integers / step) * step
+
+    return _integer_weights(raw, coarse), ""
 
 
 # TFLite: the schema's readers give views of the bytes, which can be written through.

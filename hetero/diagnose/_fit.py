@@ -91,8 +91,8 @@ def _curve(rows: Array, target: Array) -> Variant | None:
 
     def output(given: Array) -> Array:
         near = np.searchsorted(places, unit(given).astype(np.float64)).clip(0, len(places) - 1)
-        changed: Array = levels[near].astype(np.float32)
-        return changed
+        coarse: Array = levels[near].astype(np.float32)
+        return coarse
 
     kinds = np.unique(target)
     what = "each number is changed by one and the same curve (fitted)"
