@@ -11,6 +11,7 @@ and is named ``NAME`` or ``NAME:ADDRESS``. All of them speak the protocol of `_p
 from __future__ import annotations
 
 from hetero import _plugins
+from hetero.devices._blocks import BLOCK_PLAN, Alternated, Load, alternate
 from hetero.devices._doctor import Check, examine
 from hetero.devices._embedder import DeviceEmbedder
 from hetero.devices._protocol import RUNTIMES
@@ -20,15 +21,19 @@ from hetero.devices._types import Conditions, Device, Execution, Link, Plan, Run
 from hetero.errors import ConfigError
 
 __all__ = [
+    "BLOCK_PLAN",
+    "Alternated",
     "Check",
     "Conditions",
     "Device",
     "DeviceEmbedder",
     "Execution",
     "Link",
+    "Load",
     "Plan",
     "RunResult",
     "Timing",
+    "alternate",
     "examine",
     "names",
     "open_device",

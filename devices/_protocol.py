@@ -274,6 +274,7 @@ class Job:
         dtype, shape: Of the inputs: one of `DTYPES`; the number of rows first.
         threads: Of the runtime.
         plan: warmup_runs, warmup_s, min_runs, min_s, max_s, beat_s.
+        repeat: Number of a repetition, which means nothing to the worker.
     """
 
     runtime: str
@@ -285,9 +286,11 @@ class Job:
     shape: tuple[int, ...]
     threads: int
     plan: Mapping[str, float]
+    repeat: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """The content of job.json."""
+        """The content of job.json; what is as usual is left out."""
+        unusual: dict[str, object] = {"repeat": self.repeat} if self.repeat else {}
         return {
             "version": VERSION,
             "runtime": self.runtime,
@@ -300,6 +303,7 @@ class Job:
             },
             "threads": self.threads,
             "plan": dict(self.plan),
+            **unusual,
         }
 
     def folder(self, device: str) -> str:

@@ -37,6 +37,7 @@ def run(
     folder: Path,
     plan: Plan | None = None,
     resume: bool = False,
+    repeat: int = 0,
     on_event: OnEvent | None = None,
 ) -> RunResult:
     """What a device gives for every input, and how long it takes; all of it on disk.
@@ -50,6 +51,7 @@ def run(
         plan: How long to measure and to wait; without, the defaults of `Plan`.
         resume: Go on where an equal run in `folder` was left; a finished one is only verified.
             Otherwise everything is measured anew.
+        repeat: Number of a repetition; each has a folder of its own.
         on_event: Called with each event of the worker as it comes, for showing progress.
 
     Raises:
@@ -60,7 +62,7 @@ def run(
         Interrupted: Ctrl-C; the worker was stopped, and what it measured is kept.
     """
     plan = plan or Plan()
-    job = _order(device, model, format, inputs, plan)
+    job = _order(device, model, format, inputs, plan, repeat)
     home = make_folder(folder / job.folder(device.name))
     session = _Session(device, job, model, inputs, home, plan, on_event or (lambda _: None))
     with Way(device, folder, plan.reconnect_s) as way:
@@ -81,7 +83,12 @@ def run(
 
 
 def _order(
-    device: Device, model: Path, format: str, inputs: Shaped[np.ndarray, "n ..."], plan: Plan
+    device: Device,
+    model: Path,
+    format: str,
+    inputs: Shaped[np.ndarray, "n ..."],
+    plan: Plan,
+    repeat: int,
 ) -> protocol.Job:
     """The job for these arguments, checked as far as this machine can."""
     if format not in protocol.RUNTIMES:
@@ -108,6 +115,7 @@ def _order(
         shape=inputs.shape,
         threads=plan.threads if device.threads is None else device.threads,
         plan={name: getattr(plan, name) for name in PLAN_FIELDS},
+        repeat=repeat,
     )
 
 
