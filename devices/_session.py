@@ -79,7 +79,7 @@ def run(
                 f"is in {home}, the same command with --resume goes on from there"
             ) from None
     restarts = session.workers - 1
-    return _results.read(device, home, job, session.greeting, done, restarts, session.heat_c)
+    return _results.read(device, home, job, session.greeting, done, restarts, session.heard)
 
 
 def _order(
@@ -116,6 +116,9 @@ def _order(
         threads=plan.threads if device.threads is None else device.threads,
         plan={name: getattr(plan, name) for name in PLAN_FIELDS},
         repeat=repeat,
+        accelerator=plan.accelerator,
+        duty=plan.duty,
+        profile=plan.profile,
     )
 
 
@@ -147,7 +150,7 @@ class _Session:
     rows: int = 0
     workers: int = 0
     progress: tuple[object, ...] = ()
-    heat_c: float | None = None
+    heard: _results.Heard = field(default_factory=_results.Heard)
 
     @property
     def greeting(self) -> tuple[protocol.Hello, protocol.Ready, protocol.First]:
@@ -260,9 +263,8 @@ class _Session:
 
     def _note(self, event: protocol.Event) -> None:
         # Telemetry is no progress, and a beat only if what it counts has changed.
+        self.heard.take(event)
         if isinstance(event, protocol.Telemetry):
-            heat = [*event.temperatures_c.values(), *([] if self.heat_c is None else [self.heat_c])]
-            self.heat_c = max(heat, default=None)
             return
         if isinstance(event, protocol.Beat):
             self.progress = (event.phase, event.rows, event.runs)

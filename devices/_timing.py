@@ -105,12 +105,14 @@ def sustained_ratio(latency_ns: Int64[np.ndarray, " m"]) -> float | None:
 def judge(ratio: float | None, conditions: Conditions) -> tuple[Validity, str]:
     """Whether to believe the times, and the reason if not.
 
-    Noise is judged before throttling: on a machine that does other things, becoming slower proves
-    nothing about heat.
+    What the firmware says is certain. Otherwise noise is judged before throttling: on a machine
+    that does other things, becoming slower proves nothing about heat.
     """
     c = conditions
     if c.execution != "native":
         return "emulated", f"{c.execution} device: numerics only, its times say nothing"
+    if c.throttled:
+        return "throttled", f"the firmware said: {', '.join(c.throttled)}"
     if c.switches_per_run is not None and c.switches_per_run > MAX_SWITCHES_PER_RUN:
         return "noisy", f"{c.switches_per_run:.1f} involuntary context switches per run"
     if c.cpu_share is not None and c.cpu_share < MIN_CPU_SHARE:

@@ -87,6 +87,7 @@ class Comparison:
         median_ratio: The same of the median latencies; noisier, and not judged.
         same: The same file against itself, a group's later block over its earlier one: A's, B's.
         quiet_ns: Quiet latency of A and of B, median over the groups of the quieter block.
+        p50_ns: The same of the median latencies.
         margin: Slow-down that is no regression: 0.05 is five per cent.
         detectable: The slow-down that would be found to exceed the margin in 90 %, by what one
             file does from group to group; inf where the groups are too few for any.
@@ -98,6 +99,7 @@ class Comparison:
     median_ratio: Ratio
     same: tuple[Ratio, Ratio]
     quiet_ns: tuple[float, float]
+    p50_ns: tuple[float, float]
     margin: float
     detectable: float
     grade: Grade
@@ -147,6 +149,7 @@ def compare(
         median_ratio=median_ratio(middle_b / middle_a),
         same=same,
         quiet_ns=(float(np.median(quiet_a)), float(np.median(quiet_b))),
+        p50_ns=(float(np.median(middle_a)), float(np.median(middle_b))),
         margin=margin,
         detectable=detectable,
         grade=grade,

@@ -15,7 +15,7 @@ import warnings
 
 import typer
 
-from hetero.cli import adopt, align, bundles, check, demo, diagnose, machines, snippet, train
+from hetero.cli import adopt, align, bench, bundles, check, demo, diagnose, machines, snippet, train
 from hetero.errors import HeteroError, StorageError
 
 app = typer.Typer(
@@ -34,7 +34,6 @@ for command in (
     bundles.embed,
     bundles.export,
     check.check,
-    check.bench,
     check.report,
     diagnose.diagnose,
     snippet.snippet,
@@ -44,6 +43,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(train.app, name="train")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
