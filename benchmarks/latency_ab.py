@@ -8,6 +8,7 @@ Two files, of 20 and of 22 equal convolutions: the second really has ten per cen
 A/A compares the first with itself; A/B with the second. Kinds alternate, each comparison has a seed
 of its own and ends in a verdict as `hetero bench A --against B` gives it. Every comparison goes to
 the results as it ends, so that a stopped benchmark goes on; the load of the machine beside it too.
+Several may run at once, each with an --output of its own, for noise: --merge puts them together.
 What the second file really costs is measured by user CPU time, which waiting does not enter.
 """
 
@@ -28,10 +29,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.lab import RESULTS, save
+from benchmarks.lab import RESULTS
 from hetero import latency
+from hetero._files import write_atomically
 from hetero.devices import BLOCK_PLAN, Load, alternate, open_device
-from hetero.stages.contest import disturbance, outcome
+from hetero.stages.contest import as_json, disturbance, outcome
 
 LAYERS = {"A": 20, "B": 22}
 GROUPS = 15
@@ -96,23 +98,30 @@ def comparison(kind: Kind, seed: int) -> dict[str, Any]:
         "seed": seed,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 1),
-        "load_before": load,
-        "load_after": os.getloadavg(),
+        "load_before": load[0],
+        "load_after": os.getloadavg()[0],
         "outcome": outcome(found),
-        "comparison": asdict(found),
+        "comparison": _short(as_json(found)),
         "blocks": [
             {
                 "order": "".join(b.arm for b in group),
                 "runs": [b.latency_ns.size for b in group],
                 "quiet_ns": [
-                    float(np.percentile(b.latency_ns, latency.QUIET_PERCENT)) for b in group
+                    round(np.percentile(b.latency_ns, latency.QUIET_PERCENT)) for b in group
                 ],
-                "p50_ns": [float(np.median(b.latency_ns)) for b in group],
-                "cpu_share": [r.conditions.cpu_share for r in results],
+                "p50_ns": [round(np.median(b.latency_ns)) for b in group],
+                "cpu_share": [round(r.conditions.cpu_share or 0, 3) for r in results],
             }
             for group, results in zip(ran.groups, ran.results, strict=True)
         ],
     }
+
+
+def _short(value: Any) -> Any:
+    """Without the ratios of the groups, which follow from the blocks."""
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items() if k != "groups"}
+    return [_short(v) for v in value] if isinstance(value, list) else value
 
 
 def true_slowdown(rounds: int = 40, runs: int = 300) -> dict[str, Any]:
@@ -172,7 +181,8 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
             "interval_without_1": sum(not r["low"] <= 1 <= r["high"] for r in ratios),
             "interval_width_median": statistics.median(r["high"] - r["low"] for r in ratios),
             "detectable_median": statistics.median(x["comparison"]["detectable"] for x in rows),
-            "load_median": statistics.median(x["load_after"][0] for x in rows),
+            "load_median": statistics.median(x["load_after"] for x in rows),
+            "load_range": [min(x["load_after"] for x in rows), max(x["load_after"] for x in rows)],
             "seconds_median": statistics.median(x["seconds"] for x in rows),
         }
     return out
@@ -187,11 +197,13 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=80, help="of both kinds together")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="other --output files")
     args = parser.parse_args()
-    stored = json.loads(args.output.read_text()) if args.output.exists() else {}
-    done = list(stored.get("comparisons", []))
-    truth = stored.get("true_slowdown")
-    for _ in range(0 if args.summary else args.comparisons):
+    paths = [p for p in (args.output, *args.merge) if p.exists()]
+    stored = [json.loads(p.read_text()) for p in paths]
+    done = sorted((x for s in stored for x in s["comparisons"]), key=lambda x: x["began"])
+    truth = next((s["true_slowdown"] for s in stored if s["true_slowdown"]), None)
+    for _ in range(0 if args.summary or args.merge else args.comparisons):
         kind: Kind = "A/A" if len(done) % 2 == 0 else "A/B"
         found = comparison(kind, args.seed + len(done))
         done.append(found)
@@ -201,14 +213,14 @@ def main() -> None:
             f"{ratio['high']:.3f}), {found['comparison']['grade']}, {found['seconds']} s",
             flush=True,
         )
-        truth = truth or true_slowdown()
-        save(args.output, _content(done, truth))
-    save(args.output, _content(done, truth))
+        _save(args.output, done, truth)
+    _save(args.output, done, truth or true_slowdown())
     print(json.dumps(summary(done), indent=1))
 
 
-def _content(done: list[dict[str, Any]], truth: object) -> dict[str, Any]:
-    return {
+def _save(path: Path, done: list[dict[str, Any]], truth: object) -> None:
+    """Write raw results, a line for each comparison."""
+    content = {
         "command": "python -m benchmarks.latency_ab",
         "machine": {
             "cpus": os.cpu_count(),
@@ -220,12 +232,14 @@ def _content(done: list[dict[str, Any]], truth: object) -> dict[str, Any]:
             "groups": GROUPS,
             "margin": MARGIN,
             "plan": asdict(BLOCK_PLAN),
-            "load": "shared with other programs all the time; see load_before and load_after",
+            "load": "shared with other programs; load_before and load_after are 1-minute averages",
         },
         "true_slowdown": truth,
         "summary": summary(done),
-        "comparisons": done,
     }
+    lines = ",\n".join("  " + json.dumps(x, separators=(",", ":")) for x in done)
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    write_atomically(path, f'{head},\n "comparisons": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":
