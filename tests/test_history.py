@@ -143,8 +143,8 @@ def call(book, *arguments):
 def test_the_command_compares_stored_runs_and_exits_with_its_verdict(book):
     for ms in (1.0, 1.001, 0.999, 1.0, 1.002, 0.998, 1.0):
         book.add(entry(ms))
-    book.add(entry(1.2))
-    book.add(entry(1.052, validity="noisy"))
+    book.add(entry(1.2, file_sha256="g" * 64))
+    book.add(entry(1.052, file_sha256="h" * 64, validity="noisy"))
     for other, code, word in (("2", 0, "PASS"), ("8", 1, "FAIL")):
         done = call(book, "compare", "1", other)
         assert (done.exit_code, word in done.stdout) == (code, True), done.stdout

@@ -123,7 +123,8 @@ def test_a_slowdown_is_found_through_the_same_noise():
 
 def test_the_detectable_slowdown_is_found_in_nine_of_ten():
     rng, groups, sigma, margin = np.random.default_rng(9), 15, 0.03, 0.05
-    change = detectable_slowdown(np.exp(rng.normal(0, sigma, 20_000)), groups, margin)
+    noise = np.exp(rng.normal(0, sigma, 20_000)).tolist()
+    change = detectable_slowdown(noise, groups, margin)
     trials = 4000
     ratios = np.sort((1 + change) * np.exp(rng.normal(0, sigma, (trials, groups))), axis=1)
     assert np.mean(ratios[:, 3] > 1 + margin) == pytest.approx(0.9, abs=0.02)

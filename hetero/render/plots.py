@@ -61,7 +61,6 @@ def over_time(runs: Sequence[Entry]) -> str:
     if not runs:
         raise ConfigError("no run to draw")
     plt = require("matplotlib", "report")
-    from matplotlib.dates import date2num
     from matplotlib.figure import Figure
 
     lines: dict[str, list[Entry]] = {}
@@ -73,7 +72,8 @@ def over_time(runs: Sequence[Entry]) -> str:
         axes.xaxis_date()
         for number, (name, line) in enumerate(lines.items()):
             colour = f"C{number}"
-            when = [float(date2num(datetime.fromisoformat(x.at))) for x in line]
+            # matplotlib counts in days since 1970.
+            when = [datetime.fromisoformat(x.at).timestamp() / 86_400 for x in line]
             quiet = [x.quiet_ns / 1e6 for x in line]
             axes.plot(when, quiet, color=colour, label=words.one_line(name))
             axes.plot(when, [x.p50_ns / 1e6 for x in line], color=colour, linestyle=":")
