@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 from hetero import _plugins
+from hetero.devices._blocks import BLOCK_PLAN, Alternated, Load, alternate
 from hetero.devices._causes import likely_causes
 from hetero.devices._doctor import Check, examine
 from hetero.devices._embedder import DeviceEmbedder
@@ -35,7 +36,9 @@ from hetero.devices._types import (
 from hetero.errors import ConfigError
 
 __all__ = [
+    "BLOCK_PLAN",
     "HERE",
+    "Alternated",
     "Check",
     "Conditions",
     "Device",
@@ -44,9 +47,11 @@ __all__ = [
     "Execution",
     "Inventory",
     "Link",
+    "Load",
     "Plan",
     "RunResult",
     "Timing",
+    "alternate",
     "examine",
     "formats_of",
     "lane_of",

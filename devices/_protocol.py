@@ -59,6 +59,13 @@ first worker that got so far.
 **Where it applies.** "hello" says ``"execution": "emulated"`` when the worker notices that an
 emulator runs it. "telemetry" before and after has ``"throttled": 327685``, the bits of
 ``vcgencmd get_throttled``, on a Raspberry Pi.
+**On request.** A job may ask for more; a worker that cannot does not know the field, and the host
+sees that the answer is missing. ``"accelerator": "xnnpack"`` runs the model there, and "ready" then
+says ``"accelerator": "xnnpack", "placement": {"xnnpack": 61, "cpu": 2}``, in operators. ``"duty":
+0.5`` rests as long as it runs while measuring; "done" repeats it. ``"profile": true`` records each
+operator, and before "done" comes ``{"hetero": "profile", "runs": 100, "ops": [{"name": "conv1",
+"op": "Conv", "on": "CPUExecutionProvider", "calls": 100, "ns": 2100000}], "why": ""}``, where "why"
+says why there are none.
 
 **Tolerance.** Lines without the mark "hetero" are chatter and ignored, so are events and fields
 not known here; a line without its end is not read before the end comes.
@@ -93,6 +100,8 @@ Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
+    t_s: float = 0.0
+
 
 class Hello(_Message):
     """The worker's greeting: who computes, and with what."""
@@ -125,6 +134,8 @@ class Ready(_Message):
     provider: str
     import_ns: int = Field(ge=0)
     load_ns: int = Field(ge=0)
+    accelerator: str = ""
+    placement: dict[str, int] = Field(default_factory=dict)
 
 
 class First(_Message):
@@ -154,7 +165,7 @@ class Beat(_Message):
 
 
 class Telemetry(_Message):
-    """Clock, heat and load, where they can be read."""
+    """Clock, heat, load and the firmware's complaints, where they can be read."""
 
     governor: str | None = None
     clock_mhz: float | None = None
@@ -168,6 +179,24 @@ class Bench(_Message):
 
     warmup_runs: int = Field(ge=0)
     runs: int = Field(ge=0)
+
+
+class OpTime(_Message):
+    """What one operator of the model took in all its calls."""
+
+    name: str
+    op: str = ""
+    on: str = ""
+    calls: int = Field(ge=0)
+    ns: int = Field(ge=0)
+
+
+class Profile(_Message):
+    """Every operator's time, slowest first; `why` says why there are none."""
+
+    runs: int = Field(ge=0)
+    ops: list[OpTime] = Field(default_factory=list)
+    why: str = ""
 
 
 class Error(_Message):
@@ -199,9 +228,10 @@ class Done(_Message):
     cpu_share: float | None = Field(default=None, ge=0, le=1)
     measured: int = Field(default=0, ge=0)
     disturbed: str = ""
+    duty: float = 1.0
 
 
-Event = Hello | Ready | First | Row | Beat | Telemetry | Bench | Error | Stopped | Done
+Event = Hello | Ready | First | Row | Beat | Telemetry | Bench | Profile | Error | Stopped | Done
 
 _EVENTS: dict[str, type[Event]] = {
     "hello": Hello,
@@ -211,6 +241,7 @@ _EVENTS: dict[str, type[Event]] = {
     "beat": Beat,
     "telemetry": Telemetry,
     "bench": Bench,
+    "profile": Profile,
     "error": Error,
     "stopped": Stopped,
     "done": Done,
@@ -284,6 +315,10 @@ class Job:
         dtype, shape: Of the inputs: one of `DTYPES`; the number of rows first.
         threads: Of the runtime.
         plan: warmup_runs, warmup_s, min_runs, min_s, max_s, beat_s.
+        repeat: Number of a repetition, which means nothing to the worker.
+        accelerator: Where the runtime is to run the model; "" for its usual processor.
+        duty: Part of the measured time in which the model runs, above 0 and at most 1.
+        profile: Whether each operator is timed.
     """
 
     runtime: str
@@ -295,9 +330,15 @@ class Job:
     shape: tuple[int, ...]
     threads: int
     plan: Mapping[str, float]
+    repeat: int = 0
+    accelerator: str = ""
+    duty: float = 1.0
+    profile: bool = False
 
     def to_json(self) -> dict[str, object]:
-        """The content of job.json."""
+        """The content of job.json; what is as usual is left out."""
+        usual = {"repeat": 0, "accelerator": "", "duty": 1.0, "profile": False}
+        asked = {name: getattr(self, name) for name in usual}
         return {
             "version": VERSION,
             "runtime": self.runtime,
@@ -310,6 +351,7 @@ class Job:
             },
             "threads": self.threads,
             "plan": dict(self.plan),
+            **{name: value for name, value in asked.items() if value != usual[name]},
         }
 
     def folder(self, device: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,51 @@ import numpy as np
 from hetero._files import sha256
 from hetero.devices import _firmware
 from hetero.devices import _protocol as protocol
-from hetero.devices._types import Conditions, Device, Plan, RunResult
+from hetero.devices._types import Conditions, Device, OpProfile, Plan, RunResult
 from hetero.devices._way import Way
 from hetero.errors import DeviceError
+
+
+@dataclass
+class Heard:
+    """What a worker said besides its rows, gathered over a run."""
+
+    telemetry: list[protocol.Telemetry] = field(default_factory=list)
+    marks: list[tuple[float, int]] = field(default_factory=list)
+    profile: protocol.Profile | None = None
+
+    def take(self, event: protocol.Event) -> None:
+        """Keep of an event what will be asked for."""
+        if isinstance(event, protocol.Telemetry):
+            self.telemetry.append(event)
+        elif isinstance(event, protocol.Profile):
+            self.profile = event
+        elif isinstance(event, protocol.Bench):  # a new worker has a new clock
+            self.marks = [(event.t_s, event.runs)]
+        elif isinstance(event, protocol.Beat) and event.phase == "measure" and self.marks:
+            self.marks.append((event.t_s, event.runs))
+
+    @property
+    def throttled(self) -> list[int]:
+        """What the firmware said of power and heat, in order; empty where nobody could ask it."""
+        return [x.throttled for x in self.telemetry if x.throttled is not None]
+
+    def facts(self) -> dict[str, str]:
+        """Heat, clock, load and governor: before, after, and the most heat in between."""
+        heats = [max(x.temperatures_c.values()) for x in self.telemetry if x.temperatures_c]
+        out = {"temperature_max_c": f"{max(heats):.1f}" if heats else ""}
+        for when, at in (("before", 0), ("after", -1)):
+            if self.telemetry:
+                seen = self.telemetry[at]
+                heat = max(seen.temperatures_c.values(), default=None)
+                for name, value in (
+                    ("temperature", heat),
+                    ("clock", seen.clock_mhz),
+                    ("load", seen.load),
+                ):
+                    unit = {"temperature": "_c", "clock": "_mhz", "load": ""}[name]
+                    out[f"{name}_{when}{unit}"] = "" if value is None else f"{value:g}"
+        return {**out, "throttled": _firmware.words(self.throttled)}
 
 
 def fetch(
@@ -93,8 +135,7 @@ def read(
     greeting: tuple[protocol.Hello, protocol.Ready, protocol.First],
     done: protocol.Done,
     restarts: int,
-    heat_c: float | None,
-    throttled: Sequence[int] = (),
+    heard: Heard,
 ) -> RunResult:
     """What verified files hold.
 
@@ -105,10 +146,15 @@ def read(
         greeting: Of the first worker that got so far.
         done: Of the last one.
         restarts: How many came after the first.
-        heat_c: Highest temperature it reported, or None.
-        throttled: What its firmware said of power and heat, in order; empty where it has none.
+        heard: What else they said.
+
+    Raises:
+        DeviceError: The worker does not know what it was asked for.
     """
     hello, ready, first = greeting
+    if (ready.accelerator, done.duty) != (job.accelerator, job.duty):
+        what = "a duty cycle" if ready.accelerator == job.accelerator else "an accelerator"
+        raise DeviceError(device.name, f"its worker ({hello.worker}) does not know {what}")
     outputs = np.fromfile(home / "out.bin", "<f4").reshape(done.rows, done.dim)
     times = np.fromfile(home / "lat.bin", "<i8").astype(np.int64)
     per_run = done.switches / done.measured if done.switches is not None and done.measured else None
@@ -126,8 +172,7 @@ def read(
         "cpus": str(hello.cpus),
         "features": " ".join(hello.features),
         "governor": hello.governor or "",
-        "temperature_max_c": "" if heat_c is None else f"{heat_c:.1f}",
-        "throttled": _firmware.words(throttled),
+        **heard.facts(),
         "system": hello.system,
         "worker": hello.worker,
         "python": hello.python,
@@ -138,6 +183,9 @@ def read(
         "model_sha256": job.model_sha256,
         "inputs_sha256": job.inputs_sha256,
     }
+    profile = heard.profile or protocol.Profile(
+        runs=0, why=f"its worker ({hello.worker}) does not profile" if job.profile else ""
+    )
     return RunResult(
         outputs=outputs.astype(np.float32),
         latency_ns=times[done.rows :],
@@ -152,7 +200,11 @@ def read(
             done.cpu_share,
             restarts,
             done.disturbed,
-            _firmware.disturbance(throttled),
+            _firmware.disturbance(heard.throttled),
         ),
+        marks=(*heard.marks, (done.t_s, done.runs)),
+        placement=ready.placement,
+        profile=tuple(OpProfile(x.name, x.op, x.on, x.calls, x.ns) for x in profile.ops),
+        profile_missing=profile.why,
         folder=home,
     )

@@ -38,6 +38,7 @@ def run(
     folder: Path,
     plan: Plan | None = None,
     resume: bool = False,
+    repeat: int = 0,
     on_event: OnEvent | None = None,
 ) -> RunResult:
     """What a device gives for every input, and how long it takes; all of it on disk.
@@ -51,6 +52,7 @@ def run(
         plan: How long to measure and to wait; without, the defaults of `Plan`.
         resume: Go on where an equal run in `folder` was left; a finished one is only verified.
             Otherwise everything is measured anew.
+        repeat: Number of a repetition; each has a folder of its own.
         on_event: Called with each event of the worker as it comes, for showing progress.
 
     Raises:
@@ -61,7 +63,7 @@ def run(
         Interrupted: Ctrl-C; the worker was stopped, and what it measured is kept.
     """
     plan = plan or Plan()
-    job = _order(device, model, format, inputs, plan)
+    job = _order(device, model, format, inputs, plan, repeat)
     home = make_folder(folder / job.folder(device.name))
     session = _Session(device, job, model, inputs, home, plan, on_event or (lambda _: None))
     with Way(device, folder, plan.reconnect_s) as way:
@@ -78,13 +80,16 @@ def run(
                 f"is in {home}, the same command with --resume goes on from there"
             ) from None
     restarts = session.workers - 1
-    return _results.read(
-        device, home, job, session.greeting, done, restarts, session.heat_c, session.throttled
-    )
+    return _results.read(device, home, job, session.greeting, done, restarts, session.heard)
 
 
 def _order(
-    device: Device, model: Path, format: str, inputs: Shaped[np.ndarray, "n ..."], plan: Plan
+    device: Device,
+    model: Path,
+    format: str,
+    inputs: Shaped[np.ndarray, "n ..."],
+    plan: Plan,
+    repeat: int,
 ) -> protocol.Job:
     """The job for these arguments, checked as far as this machine can."""
     if format not in protocol.RUNTIMES:
@@ -111,6 +116,10 @@ def _order(
         shape=inputs.shape,
         threads=plan.threads if device.threads is None else device.threads,
         plan={name: getattr(plan, name) for name in PLAN_FIELDS},
+        repeat=repeat,
+        accelerator=plan.accelerator,
+        duty=plan.duty,
+        profile=plan.profile,
     )
 
 
@@ -142,8 +151,7 @@ class _Session:
     rows: int = 0
     workers: int = 0
     progress: tuple[object, ...] = ()
-    heat_c: float | None = None
-    throttled: list[int] = field(default_factory=list)
+    heard: _results.Heard = field(default_factory=_results.Heard)
 
     @property
     def greeting(self) -> tuple[protocol.Hello, protocol.Ready, protocol.First]:
@@ -256,10 +264,8 @@ class _Session:
 
     def _note(self, event: protocol.Event) -> None:
         # Telemetry is no progress, and a beat only if what it counts has changed.
+        self.heard.take(event)
         if isinstance(event, protocol.Telemetry):
-            heat = [*event.temperatures_c.values(), *([] if self.heat_c is None else [self.heat_c])]
-            self.heat_c = max(heat, default=None)
-            self.throttled += [] if event.throttled is None else [event.throttled]
             return
         if isinstance(event, protocol.Beat):
             self.progress = (event.phase, event.rows, event.runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -147,6 +148,12 @@ class Plan:
         restarts: How often a worker that died or hung is started again, each time at the first
             missing row.
         reconnect_s: How long a cut way to the device is tried again.
+        accelerator: Where the runtime is to run the model: a provider of onnxruntime without
+            "ExecutionProvider", in lower case, or "cpu" or "xnnpack" of LiteRT; "" leaves it to
+            the worker.
+        duty: Part of the measured time in which the model runs, above 0 and at most 1; `min_s` and
+            `max_s` count running only.
+        profile: Whether each operator is timed, which makes everything slower.
     """
 
     warmup_runs: int = 10
@@ -161,11 +168,20 @@ class Plan:
     beat_s: float = 2.0
     restarts: int = 2
     reconnect_s: float = 60.0
+    accelerator: str = ""
+    duty: float = 1.0
+    profile: bool = False
 
     def __post_init__(self) -> None:
         least = {"threads": 1}
-        above_0 = {"max_s", "timeout_s", "heartbeat_s", "stall_s", "beat_s"}
+        above_0 = {"max_s", "timeout_s", "heartbeat_s", "stall_s", "beat_s", "duty"}
+        if self.duty > 1:
+            raise ConfigError(f"plan: duty must be above 0 and at most 1, got {self.duty}")
+        if not re.fullmatch("[a-z0-9]*", self.accelerator):
+            raise ConfigError(f"plan: accelerator is one small word, got {self.accelerator!r}")
         for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
             low = least.get(name, 0)
             if not math.isfinite(value) or value < low or (name in above_0 and value == 0):
                 bound = "above 0" if name in above_0 else f"at least {low}"
@@ -203,6 +219,24 @@ class Conditions:
     firmware: str = ""
 
 
+@dataclass(frozen=True)
+class OpProfile:
+    """What one operator of a model took.
+
+    Attributes:
+        name, op: Its name in the file, and its kind ("Conv").
+        on: What it ran on, as the runtime calls it.
+        calls: How often it ran.
+        ns: All calls together.
+    """
+
+    name: str
+    op: str
+    on: str
+    calls: int
+    ns: int
+
+
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """What a device gave for one model file: raw, nothing judged, nothing normalised.
@@ -216,6 +250,11 @@ class RunResult:
         peak_memory_bytes: High-water mark of the worker's process, 0 where it is not known.
         facts: Runtime and exact version, processor, features, threads, kind of execution ...
         conditions: For judging the latencies.
+        marks: Seconds of the worker's clock and measured runs until then, from the beginning of
+            the measurement to its end.
+        placement: Operators by where they run; empty where it was not asked for or is not known.
+        profile: The slowest first; empty where it was not asked for, or `profile_missing`.
+        profile_missing: Why the worker could not profile.
         folder: Holds the raw files: job.json, out.bin, lat.bin, log.jsonl.
     """
 
@@ -227,6 +266,10 @@ class RunResult:
     peak_memory_bytes: int
     facts: Mapping[str, str]
     conditions: Conditions = field(default_factory=Conditions)
+    marks: tuple[tuple[float, int], ...] = ()
+    placement: Mapping[str, int] = field(default_factory=dict)
+    profile: tuple[OpProfile, ...] = ()
+    profile_missing: str = ""
     folder: Path | None = None
 
 

@@ -37,6 +37,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 VERSION = 1
 BEGAN = time.monotonic()
+PROFILED_OPS = 500  # the slowest ones
+LEAST_REST_NS = 50_000_000  # of a duty cycle
 RESERVE_BYTES = 16384  # given back when the disk is full, so that this can still be said
 #: Processor features that decide which kernels run, as the kernel calls them = as the field does.
 FEATURES = (
@@ -188,20 +190,38 @@ def usage() -> tuple[int, int]:
 # -- the runtimes -----------------------------------------------------------------------------
 
 
+def placement(session: Any) -> dict[str, int]:
+    """How many nodes run on each provider; empty where this onnxruntime does not tell (< 1.24)."""
+    counts: dict[str, int] = {}
+    for part in getattr(session, "get_provider_graph_assignment_info", list)():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    return counts
+
+
 class OnnxRuntime:
     """A model in onnxruntime: `model(block)` gives rows."""
 
     module, package = "onnxruntime", "onnxruntime"
     scale, zero = 0.0, 0  # ONNX keeps none beside an integer output
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, accelerator: str, profile: bool) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
+        options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, "profile"
+        if accelerator:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            known = {x[:-17].lower(): x for x in onnxruntime.get_available_providers()}
+            if accelerator not in known:
+                raise RefusedError(
+                    "runtime-missing",
+                    f"onnxruntime has no {accelerator!r} here, it has {', '.join(sorted(known))}",
+                )
+            providers = list(dict.fromkeys([known[accelerator], *providers]))
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self.placement = placement(self._session) if accelerator else {}
         takes, gives = self._session.get_inputs(), self._session.get_outputs()
         self.ends = len(takes), len(gives)
         self.dtype = {"tensor(float)": "float32"}.get(takes[0].type, takes[0].type[7:-1])
@@ -213,16 +233,46 @@ class OnnxRuntime:
         rows: np.ndarray = self._session.run(self._out, {self._in: block})[0]
         return rows
 
+    def profile(self) -> dict[str, Any]:
+        """Time and calls of every node so far; ends the recording."""
+        path = self._session.end_profiling()
+        with open(path, encoding="utf-8") as file:
+            events = json.load(file)
+        os.unlink(path)
+        ops: dict[str, dict[str, Any]] = {}
+        for event in events:
+            about, name = event.get("args", {}), event["name"]
+            if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+                continue
+            name = name[: -len("_kernel_time")]
+            kind = {"name": name, "op": about.get("op_name", ""), "on": about.get("provider", "")}
+            op = ops.setdefault(name, {**kind, "calls": 0, "ns": 0})
+            op["calls"], op["ns"] = op["calls"] + 1, op["ns"] + 1000 * int(event["dur"])
+        return {"ops": sorted(ops.values(), key=lambda op: -op["ns"])[:PROFILED_OPS], "why": ""}
+
 
 class LiteRt:
     """A model in LiteRT (TensorFlow Lite): `model(block)` gives rows."""
 
     module, package = "ai_edge_litert.interpreter", "ai-edge-litert"
 
-    def __init__(self, path: str, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+    def __init__(self, path: str, threads: int, accelerator: str, profile: bool) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        self._lite = lite = Interpreter(model_path=path, num_threads=threads)
+        kernels = {
+            "": OpResolverType.AUTO,
+            "xnnpack": OpResolverType.AUTO,
+            "cpu": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        }
+        if accelerator not in kernels:
+            raise RefusedError(
+                "runtime-missing", f"LiteRT has no {accelerator!r} here, it has cpu, xnnpack"
+            )
+        self._lite = lite = Interpreter(
+            model_path=path,
+            num_threads=threads,
+            experimental_op_resolver_type=kernels[accelerator],
+        )
         lite.allocate_tensors()
         takes, gives = lite.get_input_details(), lite.get_output_details()
         self.ends = len(takes), len(gives)
@@ -234,14 +284,36 @@ class LiteRt:
             lite.resize_tensor_input(self._in, [1, *takes[0]["shape"][1:]])
             lite.allocate_tensors()
         # Which kernels run is known only to a private method; without it nothing is claimed.
-        ops = [op["op_name"] for op in getattr(lite, "_get_ops_details", list)()]
-        self.provider = f"cpu, {ops.count('DELEGATE')} delegated parts" if ops else "cpu"
+        ops: list[dict[str, Any]] = getattr(lite, "_get_ops_details", list)()
+        parts = [op for op in ops if op["op_name"] == "DELEGATE"]
+        self.provider = f"cpu, {len(parts)} delegated parts" if ops else "cpu"
+        delegated: set[int] = set().union(*(inside(part, ops) for part in parts))
+        left = len(ops) - len(parts) - len(delegated)
+        self.placement = {"xnnpack": len(delegated), "cpu": left} if ops else {}
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         self._lite.set_tensor(self._in, block)
         self._lite.invoke()
         rows: np.ndarray = self._lite.get_tensor(self._out)
         return rows
+
+    def profile(self) -> dict[str, Any]:
+        """Nothing: the Python package gives no access to LiteRT's profiler."""
+        return {"ops": [], "why": "LiteRT's Python package gives no access to its profiler"}
+
+
+def inside(part: dict[str, Any], ops: list[dict[str, Any]]) -> set[int]:
+    """The operators that a delegate took over: all between its inputs and its outputs."""
+    makers = {out: op for op in ops if op["op_name"] != "DELEGATE" for out in op["outputs"]}
+    ends = {int(x) for x in part["inputs"]}
+    found: set[int] = set()
+    wanted = [int(x) for x in part["outputs"]]
+    while wanted:
+        op = makers.get(wanted.pop())
+        if op is not None and op["index"] not in found:
+            found.add(op["index"])
+            wanted += [int(x) for x in op["inputs"] if int(x) not in ends]
+    return found
 
 
 RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
@@ -302,13 +374,15 @@ class Run:
         self.log("hello", **me, **what, **machine(), governor=telemetry()["governor"])
         path, shape = self.file(job["model"]), about["shape"]
         self.inputs, self.count = os.open(self.file(about), os.O_RDONLY), shape[0]
+        wanted, profile = job.get("accelerator", ""), bool(job.get("profile"))
         began = time.perf_counter_ns()
         with refused("model-refused"):
-            self.model = RUNTIMES[job["runtime"]](path, job["threads"])
+            self.model = RUNTIMES[job["runtime"]](path, job["threads"], wanted, profile)
         load_ns = time.perf_counter_ns() - began
         takes, kind = self.model.shape, self.model.dtype
         about_model = {"provider": self.model.provider, "input_dtype": kind, "input_shape": takes}
-        self.log("ready", **about_model, import_ns=import_ns, load_ns=load_ns)
+        placed = {"accelerator": wanted, "placement": self.model.placement} if wanted else {}
+        self.log("ready", **about_model, **placed, import_ns=import_ns, load_ns=load_ns)
         if self.model.ends != (1, 1):
             raise RefusedError(
                 "model-refused", "{} inputs and {} outputs, not 1".format(*self.model.ends)
@@ -399,19 +473,31 @@ class Run:
         spent_ns = int(kept.sum())
         self.log("bench", warmup_runs=warm, runs=self.runs)
         self.log("telemetry", **telemetry(), **firmware())
-        self.phase = "measure"
+        self.phase, duty, rest_ns = "measure", float(self.job.get("duty", 1.0)), 0
         cpu, wall, switched = time.thread_time_ns(), time.perf_counter_ns(), usage()[1]
+        rested = 0
         while self.unfinished(self.runs, spent_ns / 1e9, plan["min_runs"], plan["min_s"]):
             began = time.perf_counter_ns()
             model(block)
             ns = time.perf_counter_ns() - began
             write_all(self.lat, ns.to_bytes(8, "little"))
             self.runs, spent_ns = self.runs + 1, spent_ns + ns
-        cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
+            # Rests are gathered: a sleep after each short run would last far longer than asked.
+            rest_ns += int(ns * (1 / duty - 1))
+            if rest_ns > LEAST_REST_NS:
+                began = time.perf_counter_ns()
+                time.sleep(rest_ns / 1e9)
+                slept = time.perf_counter_ns() - began
+                rest_ns, rested = rest_ns - slept, rested + slept
+        cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall - rested
         switched, measured = usage()[1] - switched, self.runs - len(kept)
         self.phase = "finish"
         self.log("telemetry", **telemetry(), **firmware())
-        return {"switches": switched, "cpu_share": min(1.0, cpu / wall), "measured": measured}
+        if self.job.get("profile"):
+            self.log("profile", runs=self.runs, **model.profile())
+        rhythm = {"duty": duty} if duty < 1 else {}
+        share = min(1.0, cpu / wall)
+        return {"switches": switched, "cpu_share": share, "measured": measured, **rhythm}
 
     def finish(self, disturbances: dict[str, Any]) -> None:
         """Make the files last, and sign them with their hashes."""

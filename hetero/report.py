@@ -162,6 +162,8 @@ class Limit:
         return self._outcome(m, self.decide(m))
 
     def _outcome(self, m: Measurement, decision: Decision | None) -> Outcome:
+        if m.doubt.startswith("invalid"):
+            return "inconclusive"
         if not math.isfinite(m.value):
             return "fail"
         if self.min_n and m.n is None:
@@ -206,6 +208,8 @@ class Measurement:
         evidence: Paired outcomes by class, from which it can be judged again; None where there
             are none.
         decision: What the evidence says about the limit, once judged by "noninferiority".
+        doubt: Why the number is not to be believed: "noisy: …", "throttled: …" or "invalid: …";
+            empty for most. An invalid number is neither passed nor failed.
     """
 
     name: str
@@ -220,6 +224,7 @@ class Measurement:
     n: int | None = None
     evidence: Evidence | None = None
     decision: Decision | None = None
+    doubt: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`; a value or an interval that is not finite becomes null."""
@@ -250,6 +255,7 @@ class Measurement:
             "n": None if self.n is None else int(self.n),
             "evidence": self.evidence and self.evidence.to_json(),
             "decision": self.decision and self.decision.to_json(),
+            **({"doubt": self.doubt} if self.doubt else {}),
         }
 
     @classmethod

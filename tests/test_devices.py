@@ -490,13 +490,21 @@ def test_inputs_of_the_other_byte_order_and_stride_travel_alike(tmp_path, model)
     assert [x.read_bytes() for x in (tmp_path / "out" / "store").glob("*.bin")] == [plain.tobytes()]
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Plan)])
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(Plan) if f.name not in ("accelerator", "profile")]
+)
 def test_a_plan_refuses_numbers_that_cannot_be(field):
     with pytest.raises(ConfigError, match=f"plan: {field} must be"):
         Plan(**{field: -1})
     if field.endswith("_s"):
         with pytest.raises(ConfigError, match=f"plan: {field} must be"):
             Plan(**{field: float("nan")})
+
+
+def test_a_plan_refuses_a_duty_above_1_and_an_accelerator_that_is_no_word():
+    for wrong in ({"duty": 1.5}, {"accelerator": "Core ML"}):
+        with pytest.raises(ConfigError, match=f"plan: {next(iter(wrong))}"):
+            Plan(**wrong)
 
 
 @pytest.mark.parametrize(

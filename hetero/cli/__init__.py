@@ -18,6 +18,7 @@ import typer
 from hetero.cli import (
     adopt,
     align,
+    bench,
     bundles,
     check,
     demo,
@@ -45,7 +46,6 @@ for command in (
     bundles.embed,
     bundles.export,
     check.check,
-    check.bench,
     check.report,
     diagnose.diagnose,
     snippet.snippet,
@@ -57,6 +57,7 @@ for command in (
     app.command()(command)
 app.add_typer(train.app, name="train")
 app.add_typer(machines.devices, name="devices")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

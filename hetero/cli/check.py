@@ -1,4 +1,4 @@
-"""Measuring exported files on devices, and the reports of it."""
+"""Checking exported files on devices, and the reports of it."""
 
 from __future__ import annotations
 
@@ -86,37 +86,6 @@ def check(
         reporter=reporter(quiet),
     )
     finish(report, output, json_, quiet)
-
-
-def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle with exported files.")],
-    device: Devices = None,
-    inventory: InventoryFile = None,
-    format: Formats = None,
-    precision: Precisions = None,
-    output: Output = Path("runs/bench"),
-    length: Annotated[Length, typer.Option(help="Of the measurement.")] = Length.normal,
-    threads: Threads = 1,
-    limits: Limits = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure load time, latency and memory of exported files on devices; every run is kept."""
-    from hetero.stages import running
-
-    names, known = chosen(device, inventory)
-    options = running.CheckOptions(
-        devices=names,
-        inventory=known,
-        limits=limits,
-        thorough=length.value,
-        threads=threads,
-        formats=tuple(format or ()),
-        precisions=tuple(precision or ()),
-        command=command_line(),
-    )
-    report = running.bench(load_bundle(bundle), output, options, reporter=reporter(quiet))
-    finish(report, output, json_, quiet, judged=limits is not None)
 
 
 def report(

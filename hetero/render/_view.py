@@ -215,6 +215,10 @@ COLUMNS = (
     ("query_negative_flip_rate", "Negative flips"),
     ("device_inferences", "Queries run"),
     ("size", "Size"),
+    ("latency_quiet", "Quiet latency"),
+    ("latency_ratio", "B over A"),
+    ("latency_p50_ratio", "B over A, p50"),
+    ("detectable_slowdown", "Would find"),
     ("latency_p50", "Latency p50"),
     ("latency_p90", "Latency p90"),
     ("latency_p99", "Latency p99"),
@@ -270,4 +274,5 @@ def table(report: Report) -> Table:
 def _cell(m: Measurement | None, column: Column) -> Cell | None:
     if m is None:
         return None
-    return Cell(words.bare(m) if column.unit else words.number(m), words.interval(m), m.outcome)
+    text = words.bare(m) + words.mark(m) if column.unit else words.number(m)
+    return Cell(text, words.interval(m), m.outcome)

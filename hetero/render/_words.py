@@ -61,6 +61,16 @@ WORDS = {
     "latency_p99": Word("Latency, p99"),
     "peak_memory": Word("Peak memory"),
     "throughput": Word("Throughput"),
+    "preprocess_p50": Word("Decode, resize and crop on this machine, p50"),
+    "latency_quiet": Word("Quiet latency"),
+    "latency_ratio": Word("Latency, B over A", "times"),
+    "latency_p50_ratio": Word("Median latency, B over A", "times"),
+    "latency_same_ratio": Word("Latency, the same file later over earlier", "times"),
+    "detectable_slowdown": Word("Smallest slow-down that this run would find", "percent"),
+    "latency_first_minute_p50": Word("Latency in the first minute, p50"),
+    "latency_last_minute_p50": Word("Latency in the last minute, p50"),
+    "sustained_ratio": Word("Latency, last minute over first", "times"),
+    "operators_fallen_back": Word("Operators that fell back from the accelerator"),
     "paragon_recall_at_1": Word("Recall@1, gallery model on both sides (paragon)", "percent"),
     "paragon_map": Word("mAP, gallery model on both sides (paragon)", "percent"),
     "paragon_gap_recall_at_1": Word("Recall@1, distance to the paragon", "points"),
@@ -112,8 +122,10 @@ def _scaled(value: float, kind: Kind) -> float:
 
 def _decimals(value: float, kind: Kind) -> int:
     """Digits after the point that are enough for a reader, before any limit is considered."""
-    if kind in ("percent", "points", "times"):
+    if kind in ("percent", "points"):
         return 1
+    if kind == "times":
+        return 1 if value >= 2 else 3
     if kind == "count":
         return 0
     if kind == "cosine":
@@ -160,8 +172,14 @@ def _with_unit(text: str, u: str) -> str:
 
 
 def number(m: Measurement) -> str:
-    """The number with its unit: "71.2 %", "0.4 points", "0.9987", "3.21 ms"."""
-    return bare(m) if not math.isfinite(m.value) else _with_unit(bare(m), unit(m))
+    """The number with its unit: "71.2 %", "0.4 points", "3.21 ms"; and "3.21 ms (noisy)"."""
+    text = bare(m) if not math.isfinite(m.value) else _with_unit(bare(m), unit(m))
+    return f"{text}{mark(m)}"
+
+
+def mark(m: Measurement) -> str:
+    """What follows a number that is not to be believed: " (noisy)"; else empty."""
+    return f" ({one_line(m.doubt.partition(':')[0])})" if m.doubt else ""
 
 
 def interval(m: Measurement) -> str:
@@ -208,6 +226,8 @@ def place(device: str, format: str, precision: str) -> str:
 def why_undecided(m: Measurement) -> str:
     """In a clause, why a judged measurement is inconclusive."""
     limit: Limit | None = m.limit
+    if m.doubt.startswith("invalid"):
+        return one_line(m.doubt)
     if limit is not None and m.n is not None and m.n < limit.min_n:
         return f"{m.n} observations, {limit.min_n} asked for"
     if m.decision is not None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from io import StringIO
 
-from hetero.errors import require
+import numpy as np
+
+from hetero.errors import ConfigError, require
+from hetero.history import Entry
 from hetero.render import _drawing as draw
 from hetero.render import _view as view
 from hetero.render import _words as words
@@ -36,11 +41,55 @@ def plots(report: Report) -> tuple[Plot, ...]:
     """
     # Colours and fonts are settings of the whole process; they are put back when this is done.
     with require("matplotlib", "report").rc_context(draw.STYLE):
-        made = (_standing(report), _lost(report), _latency(report), _cosine(report))
+        made = (
+            _standing(report),
+            _lost(report),
+            _ratio(report),
+            _latency(report),
+            _cosine(report),
+        )
     return tuple(x for x in made if x is not None)
 
 
-# --- the four plots ----------------------------------------------------------------------------
+def over_time(runs: Sequence[Entry]) -> str:
+    """Quiet and median latency of each file on each device, run after run, as an SVG document.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: There is no run.
+    """
+    if not runs:
+        raise ConfigError("no run to draw")
+    plt = require("matplotlib", "report")
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[Entry]] = {}
+    for run in runs:
+        lines.setdefault(f"{run.subject} on {run.device} ({run.settings})", []).append(run)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetero"}):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.xaxis_date()
+        for number, (name, line) in enumerate(lines.items()):
+            colour = f"C{number}"
+            # matplotlib counts in days since 1970.
+            when = [datetime.fromisoformat(x.at).timestamp() / 86_400 for x in line]
+            quiet = [x.quiet_ns / 1e6 for x in line]
+            axes.plot(when, quiet, color=colour, label=words.one_line(name))
+            axes.plot(when, [x.p50_ns / 1e6 for x in line], color=colour, linestyle=":")
+            for at, value, run in zip(when, quiet, line, strict=True):
+                clean = run.validity in ("clean", "valid")
+                axes.plot([at], [value], "o", color=colour, fillstyle="full" if clean else "none")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("ms; solid: quiet latency, dotted: median, hollow: not clean")
+        axes.tick_params(axis="x", rotation=30)
+        axes.legend(fontsize="small")
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+# --- the plots of a report ---------------------------------------------------------------------
 
 _BASELINES = (
     ("paragon_recall_at_1", "Gallery model itself"),
@@ -106,6 +155,34 @@ def _lost(report: Report) -> Plot | None:
         "The same queries, PyTorch less the file. Bars are 95 % intervals, the upright stroke is "
         "the limit.",
         draw.inline_svg(figure, "lost", f"Points of recall at 1 lost to PyTorch: {described}."),
+    )
+
+
+def _ratio(report: Report) -> Plot | None:
+    """Every group's ratio of a comparison, and of a file with itself."""
+    pairs = [
+        (label, numbers)
+        for kind, label in (("latency_ratio", "B over A"), ("latency_same_ratio", "B over B"))
+        for numbers in _series(report, kind).values()
+    ]
+    if not pairs:
+        return None
+    figure, axes = draw.canvas([label for label, _ in pairs])
+    axes.axvline(1, color=draw.MUTED, linewidth=0.9)
+    found = [view.finite(report, name) for name in ("latency_ratio", "latency_same_ratio")]
+    for y, ((_, numbers), made) in enumerate(zip(pairs, found, strict=True)):
+        draw.limit_mark(axes, made[-1], y, lambda x: x)
+        axes.plot(numbers, [y] * len(numbers), "o", color=draw.ACCENT, markersize=4, alpha=0.5)
+        if made[-1].ci is not None:
+            axes.plot(made[-1].ci, [y + 0.25] * 2, color=draw.INK, linewidth=2.2)
+    axes.set_xlabel("quiet latency over quiet latency, each dot a group of blocks")
+    doubt = found[0][-1].doubt
+    described = ", ".join(f"{label} {np.median(numbers):.3f}" for label, numbers in pairs)
+    return Plot(
+        "Is B slower than A" + (f" ({words.one_line(doubt)})" if doubt else ""),
+        "Dots: groups of alternating blocks; the bar below: the 95 % interval of their median; the "
+        "upright stroke: the margin. The second row is the same file against itself.",
+        draw.inline_svg(figure, "ratio", f"Ratios of latency: {described}."),
     )
 
 

@@ -29,6 +29,10 @@ _SHORT = {
     "query_negative_flip_rate": "neg. flips",
     "cosine_worst": "worst cos.",
     "latency_p50": "p50",
+    "latency_quiet": "quiet",
+    "latency_p50_ratio": "p50 ratio",
+    "detectable_slowdown": "would find",
+    "latency_ratio": "B over A",
     "recall_at_1_lost": "lost",
     "heterogeneous_recall_at_1": "R@1",
 }

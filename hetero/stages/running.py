@@ -1,22 +1,20 @@
-"""Stage: exported files on devices, everything raw kept; the latencies alone make a report too."""
+"""Stage: exported files on devices, everything raw kept."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hetero import check as measuring
 from hetero.bundle import Artifact, Bundle
 from hetero.check import Place, Reference
 from hetero.errors import BundleError, ConfigError
 from hetero.passport import DECLARED, Passport, beside, check_file
-from hetero.progress import Reporter
 from hetero.report import REFERENCE, Measurement, Report, load_limits
 from hetero.space import Embeddings
 from hetero.stages.stopping import Asked, judged_limits, until_certain
@@ -264,13 +262,18 @@ def some_queries(reference: Reference, count: int) -> tuple[str, ...]:
 
 
 def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:
-    """Size, load time, latency and memory of a device's run; of an emulated one the size alone."""
+    """Size, load time, latency and memory of a device's run, with doubts where there are any.
+
+    Of an emulated one the size alone.
+    """
     from hetero import devices
 
     size = place.measured("size", item.size_bytes / 2**20, "MiB")
     if result.conditions.execution != "native":
         return [size]
     timing = devices.timing(result)
+    word = "invalid" if timing.validity == "emulated" else timing.validity
+    doubt = "" if timing.validity == "clean" else f"{word}: {timing.reason}"
     out = [
         size,
         place.measured("load_time", result.load_ns / 1e6, "ms", n=1),
@@ -281,76 +284,11 @@ def performance(place: Place, item: Artifact, result: Any) -> list[Measurement]:
     if timing.p99_ns is not None:
         out.append(place.measured("latency_p99", timing.p99_ns / 1e6, "ms", n=timing.runs))
     out.append(place.measured("throughput", timing.throughput_per_s, "1/s", n=timing.runs))
+    out = [replace(m, doubt=doubt) for m in out]
+    out.insert(0, place.measured("size", item.size_bytes / 2**20, "MiB"))
     if result.peak_memory_bytes:
         out.append(place.measured("peak_memory", result.peak_memory_bytes / 2**20, "MiB"))
     return out
-
-
-def bench(bundle: Bundle, output: Path, options: CheckOptions, *, reporter: Reporter) -> Report:
-    """The report of a bundle's exported files' load time, latency and memory on devices.
-
-    The inputs are the bundle's probe pictures; latencies go to `output` one by one.
-    """
-    from hetero import devices
-
-    files = tuple(f for f in chosen(bundle, options) if f.kind in devices.runnable())
-    if not files:
-        raise ConfigError(
-            f"{bundle.root}: none of the chosen files runs on a worker; "
-            f"workers run {', '.join(devices.runnable())}"
-        )
-    opened = [devices.open_device(x, options.inventory) for x in options.devices]
-    for device in opened:
-        if device.execution != "native":
-            raise ConfigError(
-                f"{device.name}: its times say nothing, it is {device.execution}; leave it out "
-                "here, `hetero check` compares its embeddings"
-            )
-    limits = load_limits(options.limits) if options.limits else ()
-    probe = bundle.probe()
-    measured: list[Measurement] = []
-    facts = {
-        "command": options.command,
-        "model": f"{bundle.manifest.model.backbone}, weights {bundle.digest[:12]}",
-    }
-    series: dict[str, list[float]] = {}
-    with reporter.bar("measure", len(files) * len(options.devices)) as bar:
-        for item in files:
-            for device in opened:
-                result = devices.run(
-                    device,
-                    bundle.path(item),
-                    item.kind,
-                    bundle.inputs(item, probe.pixels),
-                    folder=output / "runs",
-                    plan=plan_for(options.thorough, options.threads),
-                    resume=options.resume,
-                )
-                place = Place(device.name, item.kind, item.precision)
-                measured += performance(place, item, result)
-                key = f"{device.name}|{item.kind}|{item.precision}"
-                series[f"latency_ms|{key}"] = measuring.points(result.latency_ns / 1e6)
-                timing = devices.timing(result)
-                facts[f"{item.kind} {item.precision} on {device.name}"] = ", ".join(
-                    [
-                        f"{timing.validity}{': ' if timing.reason else ''}{timing.reason}",
-                        *(
-                            f"{k} {v}"
-                            for k, v in result.facts.items()
-                            if k in ("runtime", "version", "cpu", "threads")
-                        ),
-                    ]
-                )
-                bar.advance(1, f"{item.kind} {item.precision}")
-    report = Report(
-        subject=f"latency of {bundle.manifest.model.backbone}",
-        measurements=tuple(measured),
-        facts=facts,
-        series=series,
-    )
-    judged = report.judged_by(limits)
-    publish(judged, output)
-    return judged
 
 
 def publish(report: Report, folder: Path) -> None:
