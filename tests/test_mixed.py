@@ -218,10 +218,11 @@ def test_the_same_vectors_lose_nothing_and_vectors_that_are_not_finite_have_no_l
 
 
 def test_both_limits_have_to_be_kept(judge) -> None:
-    its, _ = judge
-    assert its.within(Loss(0.02, 0.03, 0.5))
+    its, rows = judge
+    one = 1 / len(rows)  # of so few pictures a limit of 3 % allows one to flip
+    assert its.within(Loss(0.02, one, 0.5))
     assert not its.within(Loss(0.021, 0.0, 0.0))
-    assert not its.within(Loss(0.0, 0.031, 0.0))
+    assert not its.within(Loss(0.0, 2 * one, 0.0))
 
 
 def test_limits_that_are_no_share_are_refused(judging: Judging) -> None:
@@ -264,12 +265,15 @@ def test_a_judged_file_keeps_to_its_limits_with_some_layers_in_float(
     whole = export(bundle, format, "int8", **given, judging=free).artifact(format, "int8").facts
     assert whole["layers_in_float"] == 0
     assert whole["judged_negative_flips"] > 0.05
-    limit = 0.8 * float(whole["judged_negative_flips"])
+    # The limit that is kept with confidence by four fifths of these flips.
+    n = len(free.pixels)
+    few = int(0.8 * float(whole["judged_negative_flips"]) * n)
+    limit = next(x for x in np.arange(0.01, 1, 0.005) if allowed(n, x) >= few)
     bundle = exporting.copy_of_bundle(tmp_path / "kept")
-    strict = replace(free, most_flips=limit)
+    strict = replace(free, most_flips=float(limit))
     facts = export(bundle, format, "int8", **given, judging=strict).artifact(format, "int8").facts
     assert facts["all_int8_negative_flips"] == pytest.approx(whole["judged_negative_flips"])
-    assert facts["judged_negative_flips"] <= limit
+    assert facts["judged_negative_flips"] <= few / n + 1e-9 < limit
     assert len(str(facts["float_layers"]).split(", ")) == facts["layers_in_float"] >= 1
     table = json.loads((bundle.root / "logs" / f"sensitivity-{format}.json").read_text())
     assert len(table["alone"]) == facts["layers"]
