@@ -54,7 +54,7 @@ def judge(found: Mapping[str, Any]) -> list[Check]:
     if found.get("execution") == "emulated":
         fix = "numbers from here are right, times mean nothing; measure latency on the board itself"
         checks.append(("execution", "warn", "an emulator runs this processor's programs", fix))
-    checks += found.get("checks", ())
+    checks += [(name, status, what, fix) for name, status, what, fix in found.get("checks", ())]
     checks += [_features(found), *_clock(found), *_power(found), _load(found), *_room(found)]
     return checks
 

@@ -875,7 +875,8 @@ def test_a_page_loaded_anew_goes_on_at_the_first_missing_row(tmp_path, model, co
 @real
 @pytest.mark.browser
 def test_a_page_that_crashes_and_stays_away_is_exit_code_4(tmp_path, model, controlled):
-    device, _, hand = controlled(**SLOW)
+    # Slow enough for the order to crash to arrive amid the rows on a busy machine.
+    device, _, hand = controlled(slow_ms=400)
     plan = dataclasses.replace(PLAN, reconnect_s=1)
     crash = at_row(2, lambda: hand.do("Page.crash"))
     with pytest.raises(DeviceError, match="cannot be reached") as caught:
