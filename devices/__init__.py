@@ -24,6 +24,7 @@ from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
 from hetero.devices._types import (
     HERE,
+    USUAL_FORMATS,
     Conditions,
     Device,
     Execution,
@@ -71,9 +72,11 @@ def names() -> tuple[str, ...]:
     return _plugins.names("hetero.devices")
 
 
-def runnable() -> tuple[str, ...]:
-    """The file formats that a worker has a runtime for."""
-    return tuple(RUNTIMES)
+def runnable(kind: str = "") -> tuple[str, ...]:
+    """The file formats that a kind of device runs; without, those of any worker."""
+    if not kind:
+        return tuple(RUNTIMES)
+    return tuple(getattr(_plugins.load("hetero.devices", kind), "FORMATS", USUAL_FORMATS))
 
 
 def open_device(spec: str, inventory: Inventory | None = None) -> Device:

@@ -119,9 +119,10 @@ def bench(
         "model": f"{bundle.manifest.model.backbone}, weights {bundle.digest[:12]}",
     }
     series: dict[str, list[float]] = {}
-    with reporter.bar("measure", len(files) * len(asked.devices)) as bar:
+    cells = [(f, x) for f in files for x in opened if f.kind in devices.formats_of(x)]
+    with reporter.bar("measure", len(cells)) as bar:
         for item in files:
-            for device in opened:
+            for device in (x for f, x in cells if f is item):
 
                 def run(plan: Plan, item: Artifact = item, device: Any = device) -> RunResult:
                     return devices.run(
@@ -166,18 +167,20 @@ def bench(
 
 
 def runnable(bundle: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
-    """The chosen files for which workers have a runtime.
+    """The chosen files for which a worker on one of the devices has a runtime.
 
     Raises:
         ConfigError: None.
     """
     from hetero import devices
 
-    files = tuple(f for f in chosen(bundle, options) if f.kind in devices.runnable())
+    opened = [devices.open_device(x, options.inventory) for x in options.devices]
+    formats = tuple(dict.fromkeys(x for device in opened for x in devices.formats_of(device)))
+    files = tuple(f for f in chosen(bundle, options) if f.kind in formats)
     if not files:
         raise ConfigError(
-            f"{bundle.root}: none of the chosen files runs on a worker; "
-            f"workers run {', '.join(devices.runnable())}"
+            f"{bundle.root}: none of the chosen files runs on {', '.join(options.devices)}; "
+            f"there run {', '.join(formats)}"
         )
     return files
 
