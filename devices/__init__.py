@@ -22,6 +22,7 @@ from hetero.devices._inventory import Entry, Inventory, load_inventory
 from hetero.devices._protocol import RUNTIMES
 from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
+from hetero.devices._tool import Figures, Tool, ToolResult, read_figures, run_tool
 from hetero.devices._types import (
     HERE,
     USUAL_FORMATS,
@@ -39,6 +40,7 @@ from hetero.errors import ConfigError
 __all__ = [
     "BLOCK_PLAN",
     "HERE",
+    "USUAL_FORMATS",
     "Alternated",
     "Check",
     "Conditions",
@@ -46,12 +48,15 @@ __all__ = [
     "DeviceEmbedder",
     "Entry",
     "Execution",
+    "Figures",
     "Inventory",
     "Link",
     "Load",
     "Plan",
     "RunResult",
     "Timing",
+    "Tool",
+    "ToolResult",
     "alternate",
     "examine",
     "formats_of",
@@ -60,7 +65,9 @@ __all__ = [
     "load_inventory",
     "names",
     "open_device",
+    "read_figures",
     "run",
+    "run_tool",
     "runnable",
     "summarise",
     "timing",

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,30 @@ class LocalLink:
         make_folder(target.parent)
         with storage_errors(target):
             shutil.copyfile(source, target)
+
+    def execute(self, run: str, words: Sequence[str], timeout_s: float) -> tuple[bytes, int]:
+        """What a program of the user's prints, and its exit status."""
+        folder = self.root / run
+        program = folder / words[0]
+        program.chmod(0o755)
+        try:
+            done = subprocess.run(
+                [str(program), *words[1:]],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+                env=self._environment(),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(
+                self.name, f"{program.name} was ended after {timeout_s:g} s"
+            ) from error
+        except OSError as error:
+            raise DeviceError(self.name, f"{program.name} cannot be run ({error})") from error
+        return done.stdout, done.returncode
 
     def stop(self, run: str) -> None:
         """Ask the worker to stop, and kill it if it does not."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from coreml_double import APPLE, put_double, write_coreml
 from fakes import DIM, SIZE, tiny_answers, tiny_pixels
-from test_worker import GOLDEN, WORKER, normalised, order, work
+from test_worker import COMMAND, FIXED_RUNS, GOLDEN, WORKER, events, normalised, order, start
 
 from hetero import devices
 from hetero.devices import Plan, _doctor, _session, coreml, open_device, run
@@ -319,8 +319,6 @@ def test_a_package_that_core_ml_refuses_is_the_fault_of_the_file(pretended, pack
 @pytest.mark.toolchain
 def test_the_worker_speaks_the_golden_transcript_of_core_ml(pretended, package, tmp_path):
     """It is written anew, for review, with WRITE_GOLDEN=1 in the environment."""
-    from test_worker import COMMAND, FIXED_RUNS
-
     before = list(COMMAND)
     COMMAND[:] = [sys.executable, str(WORKER)]
     try:
@@ -328,10 +326,10 @@ def test_the_worker_speaks_the_golden_transcript_of_core_ml(pretended, package, 
         folder = order(
             tmp_path / "run", sent, tiny_pixels(3), "coreml", FIXED_RUNS, accelerator="ne"
         )
-        found = work(folder)
+        start(folder).wait(timeout=600)
     finally:
         COMMAND[:] = before
-    lines = "".join(json.dumps(x) + "\n" for x in normalised(found))
+    lines = "".join(json.dumps(x) + "\n" for x in normalised(events(folder)))
     golden = GOLDEN / "wire_coreml.jsonl"
     if os.environ.get("WRITE_GOLDEN"):
         golden.write_text(lines)
