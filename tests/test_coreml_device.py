@@ -329,7 +329,9 @@ def test_the_worker_speaks_the_golden_transcript_of_core_ml(pretended, package, 
         start(folder).wait(timeout=600)
     finally:
         COMMAND[:] = before
-    lines = "".join(json.dumps(x) + "\n" for x in normalised(events(folder)))
+    # It takes its time to import: there may be beats, or none.
+    found = [x for x in events(folder) if x["hetero"] != "beat"]
+    lines = "".join(json.dumps(x) + "\n" for x in normalised(found))
     golden = GOLDEN / "wire_coreml.jsonl"
     if os.environ.get("WRITE_GOLDEN"):
         golden.write_text(lines)

@@ -249,6 +249,7 @@ def test_done_signs_both_files(tmp_path, onnx_file):
 def normalised(found: list[dict]) -> list[dict]:
     """Events without what differs from run to run and from machine to machine."""
     kinds = {int: "<int>", float: "<float>", str: "<str>", list: "<list>", dict: "<dict>"}
+    kinds[type(None)] = None
     keep = {
         "hetero",
         "version",
