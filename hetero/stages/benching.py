@@ -151,7 +151,7 @@ def bench(
                 series[f"latency_ms|{device.name}|{item.kind}|{item.precision}"] = measuring.points(
                     result.latency_ns / 1e6
                 )
-                facts[title] = ", ".join(f"{k} {v}" for k, v in _told(result).items())
+                facts[title] = ", ".join(f"{k} {v}".strip() for k, v in _told(result).items())
                 if history is not None:
                     history.add(entry(bundle, item, result, options))
                 bar.advance(1, f"{item.kind} {item.precision}")
@@ -190,7 +190,7 @@ def _told(result: RunResult) -> dict[str, str]:
     from hetero import devices
 
     timing = devices.timing(result)
-    told: dict[str, str] = {timing.validity: timing.reason}
+    told = {f"{timing.validity}:" if timing.reason else timing.validity: timing.reason}
     names = (
         "runtime", "runtime_version", "provider", "cpu", "threads", "governor",
         "temperature_before_c", "temperature_after_c", "temperature_max_c", "clock_before_mhz",
