@@ -58,7 +58,7 @@ def evil() -> Report:
 class Page(HTMLParser):
     """What a browser would see: elements with attributes, and the text."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "use"})
+    VOID = frozenset({"meta", "link", "img", "br", "use", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
