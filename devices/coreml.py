@@ -23,6 +23,8 @@ from hetero.devices.local import LocalLink
 from hetero.errors import ConfigError, DeviceError
 
 FORMATS = ("coreml",)
+#: coremltools imports much of what is installed, PyTorch too, and that takes its time to leave.
+LEAVE_S = 30.0
 #: The accelerator of a plan for each of coremltools' compute units, in lower case.
 UNITS = {"all": "", "cpu_only": "cpu", "cpu_and_gpu": "gpu", "cpu_and_ne": "ne"}
 
@@ -58,7 +60,8 @@ class CoreMl:
                 "and `hetero check` executes Core ML files by its reference interpreter, which is "
                 "not Apple's runtime",
             )
-        link = LocalLink(self.name, (self.python,), make_folder(folder.absolute()))
+        root = make_folder(folder.absolute())
+        link = LocalLink(self.name, (self.python,), root, leave_s=LEAVE_S)
         try:
             yield link
         finally:

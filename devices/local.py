@@ -76,6 +76,7 @@ class LocalLink:
         root: The folder.
         worker: The Python file, or the program.
         variables: More of its environment.
+        leave_s: How long a worker that is done may take to leave.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LocalLink:
     root: Path
     worker: Path = WORKER
     variables: Mapping[str, str] = field(default_factory=dict)
+    leave_s: float = STOP_S
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def probe(self) -> Mapping[str, Any]:
@@ -214,7 +216,7 @@ class LocalLink:
         """Collect the workers that ended, so that none stays behind as a zombie."""
         for worker in self._workers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(timeout=STOP_S)
+                worker.wait(timeout=self.leave_s)
 
     def _placed(self) -> Path:
         """The worker in the store: it must not change under a run; a program may be executed."""

@@ -281,11 +281,6 @@ def pretended(monkeypatch, tmp_path_factory, package):
     return put
 
 
-# The double's PyTorch may take longer to leave than the link waits for a worker that is done.
-leaves_late = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@leaves_late
 @pytest.mark.slow
 @pytest.mark.toolchain
 def test_a_whole_run_gives_rows_placement_and_the_facts_of_core_ml(pretended, package, tmp_path):
@@ -306,7 +301,6 @@ def test_a_whole_run_gives_rows_placement_and_the_facts_of_core_ml(pretended, pa
     assert json.loads((result.folder / "job.json").read_text())["model"]["file"].endswith(sent.name)
 
 
-@leaves_late
 @pytest.mark.slow
 @pytest.mark.toolchain
 def test_a_package_that_core_ml_refuses_is_the_fault_of_the_file(pretended, package, tmp_path):
