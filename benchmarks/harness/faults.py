@@ -7,9 +7,12 @@ scene; a fault that was reported and never noticed is an AssertionError.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +24,7 @@ from unittest import mock
 
 from benchmarks.harness.scene import KINDS, NotHere, Scene, forge, until
 from hetero.devices import RunResult
+from hetero.errors import HeteroError
 
 Inject = Callable[[Scene], RunResult]
 
@@ -343,13 +347,14 @@ def disk_full_embedding(s: Scene) -> RunResult:
     from fakes import tiny_pixels
 
     s.pixels = tiny_pixels(600)
-    with _small_disk(s.far, "240k"):
-        ballast = s.far / "ballast"
-        ballast.write_bytes(bytes(96 << 10))
-        s.refused()
-        assert "disk is full" in s.said[-1][1], s.said
-        ballast.unlink()
-        return s.resumed()
+    # Until the end of the scene: locally the results lie there too.
+    s.until_end(_small_disk(s.far, "240k"))
+    ballast = s.far / "ballast"
+    ballast.write_bytes(bytes(96 << 10))
+    s.refused()
+    assert "disk is full" in s.said[-1][1], s.said
+    ballast.unlink()
+    return s.resumed()
 
 
 @fault("reported", "ssh")
@@ -653,19 +658,32 @@ def play(fault: Fault, kind: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="hetero-", ignore_cleanup_errors=True) as folder:
         begun = time.monotonic()
-        with Scene(kind, Path(folder) / "scene").open() as scene:
-            result = fault.inject(scene)
-            lost, doubled = scene.count(result)
-        hidden = {folder: "…", str(os.getpid()): "PID"}
-        said = [(code, text) for code, text in scene.said]
-        for old, new in hidden.items():
-            said = [(code, text.replace(old, new)) for code, text in said]
+        row: dict[str, Any] = {"fault": fault.name, "kind": kind, "promised": fault.ends}
+        scene = Scene(kind, Path(folder) / "scene")
+        try:
+            with scene.open():
+                result = fault.inject(scene)
+                lost, doubled = scene.count(result)
+        except (AssertionError, HeteroError, OSError) as error:
+            # A run that ended in an error nobody promised, or a fault that nobody noticed.
+            shown = _hidden(f"{type(error).__name__}: {error}", folder)
+            return {
+                **row,
+                "outcome": "failed",
+                "exit_codes": [],
+                "errors": [shown],
+                "then": scene.then,
+                "restarts": 0,
+                "rows": 0,
+                "rows_lost": len(scene.pixels),
+                "rows_duplicated": 0,
+                "seconds": round(time.monotonic() - begun, 1),
+            }
         return {
-            "fault": fault.name,
-            "kind": kind,
+            **row,
             "outcome": "reported" if scene.said else "survived",
-            "exit_codes": [code for code, _ in said],
-            "errors": [text for _, text in said],
+            "exit_codes": [code for code, _ in scene.said],
+            "errors": [_hidden(text, folder) for _, text in scene.said],
             "then": scene.then,
             "restarts": int(result.facts["restarts"]),
             "rows": len(result.outputs),
@@ -673,3 +691,17 @@ def play(fault: Fault, kind: str) -> dict[str, Any]:
             "rows_duplicated": doubled,
             "seconds": round(time.monotonic() - begun, 1),
         }
+
+
+def _hidden(text: str, folder: str) -> str:
+    """An error without what differs from one run to the next, or tells of this machine."""
+    known = {
+        folder: "FOLDER",
+        sys.executable: "PYTHON",
+        str(Path.home()): "HOME",
+        f"{getpass.getuser()}@": "USER@",
+        str(os.getpid()): "PID",
+    }
+    for old, new in known.items():
+        text = text.replace(old, new)
+    return re.sub(r"(127\.0\.0\.1\]?):\d+", r"\1:PORT", text)

@@ -57,6 +57,7 @@ class Scene:
     far: Path = Path()
     plan: Plan = PLAN
     pixels: np.ndarray = field(default_factory=lambda: tiny_pixels(ROWS))
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ class Scene:
     @contextlib.contextmanager
     def open(self) -> Iterator[Scene]:
         """With everything that is at the other end."""
-        with contextlib.ExitStack() as stack:
+        with self._stack as stack:
             if self.kind == "ssh":
                 if why := missing():
                     raise NotHere(why)
@@ -79,6 +80,10 @@ class Scene:
                 self.proxy = stack.enter_context(Proxy(self.server.port))
             stack.callback(self._end)
             yield self
+
+    def until_end(self, context: contextlib.AbstractContextManager[None]) -> None:
+        """Enter something that is left when the scene is closed."""
+        self._stack.enter_context(context)
 
     @property
     def device(self) -> Device:
