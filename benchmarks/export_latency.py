@@ -85,7 +85,7 @@ def made(work: Path, size: int) -> list[dict[str, Any]]:
     """Runtime, precision, route, path and bytes of each file."""
     from hetero import export
 
-    done = _ours(work, size)
+    done = exported(work, size)
     stock = _stock(work, size)
     out = []
     for runtime in RUNTIMES:
@@ -111,7 +111,7 @@ def _pictures(split: str, count: int, size: int) -> np.ndarray:
     return nets.pictures(split, count, size)
 
 
-def _ours(work: Path, size: int) -> Any:
+def exported(work: Path, size: int) -> Any:
     """The bundle with our files."""
     from benchmarks import support_nets as nets
     from hetero import export, models

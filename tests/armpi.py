@@ -1,9 +1,8 @@
-"""A board that is not there, behind a real SSH server that runs on it.
+"""Boards that are not there: an ARM64 userland of Debian in namespaces of its own, emulated.
 
-An ARM64 userland of Debian is emulated in namespaces of its own, so that neither root nor any
-setting of this machine is needed: sshd, the shells it starts, sftp, Python and the runtimes are
-ARM64 programs, the processor looks like a Raspberry Pi's, and only the loopback interface is this
-machine's own. To a client it is a machine in the network.
+Neither root nor any setting of this machine is needed: the shells, servers, Python and runtimes are
+ARM64 programs, the processor looks like a Raspberry Pi's, and only the network is this machine's.
+`Board` is such a one with an SSH server on it; to a client it is a machine in the network.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,27 +24,123 @@ from sshd import free_port, make_key
 
 from hetero.devices import _arm64, qemu
 
-#: What a login and our worker's few lines of shell need on a bare userland.
-PACKAGES = ("openssh-server", "openssh-sftp-server", "dash", "coreutils", "grep", "util-linux")
-
-#: $1 the board's root, $2 its /usr, $3 Python's packages, $4 the emulator, $5 its /proc/cpuinfo,
-#: then the command. The kernel starts ARM64 programs by the emulator in these namespaces alone. The
-#: command is run as a user and not as root, which sshd would need more users than one for.
+#: $1 the root, $2 its /usr, $3 the emulator, $4 its /proc/cpuinfo, $5 the user's number, then pairs
+#: of what else is to be seen where, "--", and the command. The kernel starts ARM64 programs by the
+#: emulator in these namespaces alone. The command is run as a user and not as root: a server that
+#: is root wants further users, and here is only one.
 SET_UP = r"""
 set -eu
-root=$1 usr=$2 site=$3 qemu=$4 cpuinfo=$5
+root=$1 usr=$2 qemu=$3 cpuinfo=$4 user=$5
 shift 5
 mount --bind "$usr" "$root/usr"
-mount --bind "$site" "$root/site"
 for x in null zero urandom; do mount --bind /dev/$x "$root/dev/$x"; done
 mount --rbind /proc "$root/proc"
 mount --bind "$cpuinfo" "$root/proc/cpuinfo"
+while [ "$1" != -- ]; do mount --bind "$1" "$root/$2"; shift 2; done
+shift
 mount -t binfmt_misc none "$root/binfmt"
 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 printf '%s' ":hetero:M::$magic:$mask:$qemu:PF" >"$root/binfmt/register"
-exec unshare --user --map-user=1000 --map-group=1000 --root="$root" --wd=/ "$@"
+exec unshare --user --map-user=$user --map-group=$user --root="$root" --wd=/ "$@"
 """
+
+
+def missing() -> str:
+    """Why there can be no such thing here, or ""."""
+    for program in ("unshare", "mount", "ssh-keygen"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed"
+    # A kernel from 6.7 on lets a user namespace have a table of emulators of its own.
+    script = "exec mount -t binfmt_misc none /mnt"
+    call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"no emulation in a user namespace here: {' '.join(done.stderr.split())}"
+    return ""
+
+
+@dataclass
+class Userland:
+    """A root of its own in a folder; `start` and `stop` as often as one likes.
+
+    Attributes:
+        folder: Empty.
+        kind: Of `qemu.BOARDS`.
+        port: On which what runs there listens, on the loopback interface.
+    """
+
+    folder: Path
+    kind: str = "pi5"
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    #: Debian packages beside those that Python needs, number of the user, folders of the root.
+    PACKAGES = ()
+    USER = 1000
+    FOLDERS = ("usr", "etc", "dev", "proc", "tmp", "binfmt")
+
+    def __post_init__(self) -> None:
+        # Without the runtimes, which the boards of `qemu` have already.
+        bare = dataclasses.replace(_arm64.recipe(*self.PACKAGES), wheels=())
+        self.built = _arm64.build(bare)
+        self.root = self.folder / "root"
+        for name in self.FOLDERS:
+            (self.root / name).mkdir(parents=True)
+        for name in ("bin", "sbin", "lib"):
+            (self.root / name).symlink_to(f"usr/{name}")
+        for name in ("null", "zero", "urandom"):
+            (self.root / "dev" / name).touch()
+        self.cpuinfo = self.folder / "cpuinfo"
+        self.cpuinfo.write_text(qemu.BOARDS[self.kind].files()["proc/cpuinfo"])
+        # By its usual name, by which a program there can tell what it runs on.
+        self.emulator = self.folder / "qemu-aarch64"
+        shutil.copy(self.built.qemu, self.emulator)
+
+    def command(self) -> Sequence[str]:
+        """What runs there."""
+        raise NotImplementedError
+
+    def seen(self) -> Sequence[tuple[Path, str]]:
+        """Folders of this machine that are seen there, and where."""
+        return ()
+
+    def start(self) -> None:
+        """Power on, and come back when somebody listens."""
+        call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SET_UP, "userland"]
+        call += [str(self.root), str(self.built.root / "usr"), str(self.emulator)]
+        call += [str(self.cpuinfo), str(self.USER)]
+        call += [str(x) for pair in self.seen() for x in pair]
+        call += ["--", *self.command()]
+        log = self.folder / "log"
+        with log.open("ab") as out:
+            env = {"PATH": "/usr/bin:/bin:/usr/sbin", "LC_ALL": "C", "ADBD_PORT": str(self.port)}
+            env["QEMU_CPU"] = qemu.BOARDS[self.kind].cpu
+            self._process = subprocess.Popen(
+                call, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(log.read_text())
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Power off: whatever runs there, workers too."""
+        if self._process is None:
+            return
+        for pid in psutil.pids():
+            # By the file, not by its name: these processes have another view of the disk.
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/exe").samefile(self.emulator):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+
 USERS = """\
 root:x:0:0::/root:/bin/sh
 sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
@@ -64,55 +160,22 @@ Subsystem sftp /usr/lib/openssh/sftp-server
 """
 
 
-def missing() -> str:
-    """Why there can be no such board here, or ""."""
-    for program in ("unshare", "mount", "ssh-keygen"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed"
-    # A kernel from 6.7 on lets a user namespace have a table of emulators of its own.
-    script = 'exec mount -t binfmt_misc none "$1"'
-    call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", "/mnt"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"no emulation in a user namespace here: {' '.join(done.stderr.split())}"
-    return ""
-
-
 @dataclass
-class Board:
-    """The board's own root, in a folder of the test; `start` and `stop` as often as one likes."""
+class Board(Userland):
+    """A Raspberry Pi with an SSH server, Python and the runtimes."""
 
-    folder: Path
-    kind: str = "pi5"
-    port: int = field(default_factory=free_port)
-    _server: subprocess.Popen[bytes] | None = None
+    PACKAGES = ("openssh-server", "openssh-sftp-server", "dash", "coreutils", "grep", "util-linux")
+    FOLDERS = (*Userland.FOLDERS, "etc/ssh", "run/sshd", "home/pi", "site")
 
     def __post_init__(self) -> None:
-        whole = qemu.build()
-        # Its Python comes from the same release; the runtimes are there once already.
-        bare = dataclasses.replace(_arm64.recipe(*PACKAGES), wheels=())
-        self.built = _arm64.build(bare)
-        (self.site,) = whole.root.glob("usr/local/lib/python3.*/dist-packages")
-        self.root = self.folder / "root"
-        for name in ("usr", "etc/ssh", "dev", "proc", "tmp", "run/sshd", "home/pi", "site",
-                     "binfmt"):  # fmt: skip
-            (self.root / name).mkdir(parents=True)
-        for name in ("bin", "sbin", "lib"):
-            (self.root / name).symlink_to(f"usr/{name}")
-        for name in ("null", "zero", "urandom"):
-            (self.root / "dev" / name).touch()
+        super().__post_init__()
+        (self.site,) = qemu.build().root.glob("usr/local/lib/python3.*/dist-packages")
         (self.root / "etc/passwd").write_text(USERS)
         (self.root / "etc/group").write_text("root:x:0:\npi:x:1000:\n")
-        board = qemu.BOARDS[self.kind]
-        self.cpuinfo = self.folder / "cpuinfo"
-        self.cpuinfo.write_text(board.files()["proc/cpuinfo"])
-        # By its usual name, by which a program on the board can tell what it runs on.
-        self.emulator = self.folder / "qemu-aarch64"
-        shutil.copy(self.built.qemu, self.emulator)
         make_key(self.root / "etc/ssh/host")
         self.key = make_key(self.folder / "id")
         shutil.copyfile(f"{self.key}.pub", self.root / "etc/ssh/authorized")
-        config = CONFIG.format(port=self.port, cpu=board.cpu)
+        config = CONFIG.format(port=self.port, cpu=qemu.BOARDS[self.kind].cpu)
         (self.root / "etc/ssh/config").write_text(config)
 
     @property
@@ -121,34 +184,8 @@ class Board:
         python = f"/usr/bin/{self.built.python.name}"
         return f"pi@127.0.0.1:{self.port},key={self.key},python={python},accept-new=yes"
 
-    def start(self) -> Board:
-        call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SET_UP, "board"]
-        call += [str(self.root), str(self.built.root / "usr"), str(self.site), str(self.emulator)]
-        call += [str(self.cpuinfo), "/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/config"]
-        log = self.folder / "log"
-        with log.open("ab") as out:
-            env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
-            env["QEMU_CPU"] = qemu.BOARDS[self.kind].cpu
-            self._server = subprocess.Popen(
-                call, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
-            )
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return self
-            if self._server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.05)
+    def command(self) -> Sequence[str]:
+        return ("/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/config")
 
-    def stop(self) -> None:
-        """Power off: whatever runs on the board, workers too."""
-        if self._server is None:
-            return
-        for pid in psutil.pids():
-            # By the file, not by its name: these processes have another view of the disk.
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/exe").samefile(self.emulator):
-                    os.kill(pid, signal.SIGKILL)
-        self._server.kill()
-        self._server.wait()
-        self._server = None
+    def seen(self) -> Sequence[tuple[Path, str]]:
+        return ((self.site, "site"),)

@@ -391,6 +391,20 @@ def test_a_way_cut_while_starting_does_not_start_two_workers(tmp_path, model):
     assert device.started == [True]
 
 
+def test_an_answer_waited_for_longer_than_a_device_may_be_away_is_asked_for_again(tmp_path, model):
+    class Silent(FakeDevice):
+        def follow(self, run, offset):
+            if self.connections == 1:
+                time.sleep(0.6)
+                raise ConnectionError("no answer within 0.6 s")
+            return super().follow(run, offset)
+
+    device = Silent([transcript(OUTPUTS)], raw_files(OUTPUTS))
+    plan = dataclasses.replace(HASTY, heartbeat_s=10, stall_s=10)
+    assert plan.reconnect_s < 0.6
+    np.testing.assert_array_equal(ask(device, model, tmp_path, plan).outputs, OUTPUTS)
+
+
 def test_a_way_that_stays_cut_is_given_up(tmp_path, model):
     device = FakeDevice([transcript(OUTPUTS)[:4] + [ConnectionResetError("unplugged")] * 100])
     with pytest.raises(DeviceError, match=r"^fake:one: cannot be reached \(unplugged\), tried for"):

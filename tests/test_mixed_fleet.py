@@ -155,5 +155,8 @@ def checked(
 
 
 def test_x(checked):
-    print(checked.said); print(checked.code, checked.folder)
-    import shutil; shutil.copytree(checked.folder, "/tmp/h/check", dirs_exist_ok=True)
+    print(checked.said)
+    print(checked.code, checked.folder)
+    import shutil
+
+    shutil.copytree(checked.folder, "/tmp/h/check", dirs_exist_ok=True)

@@ -1,31 +1,32 @@
-"""The device harness under fault, into benchmarks/results/harness-faults.json.
+"""The device harness under fault, and what it costs; into benchmarks/results/harness-*.json.
 
     python -m benchmarks.harness faults                 every fault on every kind of device
     python -m benchmarks.harness faults --only cut      a look at those whose name has this in it
     python -m benchmarks.harness faults --kind ssh      a look at one kind
+    python -m benchmarks.harness overhead               latency and host time, three times
+    python -m benchmarks.harness adbd [--again]         build AOSP's adbd, run the tests of phones
 
-A look writes nothing. The far end of each run is a process on this machine: for `ssh` behind a real
-OpenSSH server, with a proxy in the way that cuts it.
+A look writes nothing. The far end of each fault is a process on this machine: for `ssh` behind a
+real OpenSSH server, with a proxy in the way that cuts it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
-
-# The doubles of servers and runtimes are the tests' own.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from benchmarks.harness import faults
 from benchmarks.harness.scene import KINDS, NotHere
 from benchmarks.lab import RESULTS
 from hetero._files import write_json
+
+REPEATS = 3
 
 
 def played(only: str, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -65,30 +66,78 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def overhead() -> dict[str, Any]:
+    """Each comparison three times."""
+    from benchmarks.export_latency import exported
+    from benchmarks.harness import overhead as costs
+    from benchmarks.lab import WORK
+
+    size, work = 224, WORK / "export-latency-224"
+    work.mkdir(parents=True, exist_ok=True)
+    bundle = exported(work, size)
+    latencies, hosts = [], []
+    for seed in range(REPEATS):
+        for format in ("onnx", "tflite"):
+            model = bundle.path(bundle.artifact(format, "fp32"))
+            latencies.append(costs.side_by_side(model, format, size, seed))
+            ratio = latencies[-1]["agent_over_own"]
+            print(f"{format} {seed}: {ratio['value']:.3f} ({ratio['low']:.3f} to "
+                  f"{ratio['high']:.3f}), {latencies[-1]['grade']}", flush=True)  # fmt: skip
+    for format in ("onnx", "tflite"):
+        model = bundle.path(bundle.artifact(format, "fp32"))
+        hosts.append(costs.over_ssh(model, format, size, REPEATS))
+        print(f"{format}: host {hosts[-1]['host_over_device']:.3f} of the device's", flush=True)
+    return {
+        "model": "mobilenetv3_small_100, fp32",
+        "size_px": size,
+        "margin": costs.MARGIN,
+        "host_limit": costs.HOST_LIMIT,
+        "plan": {"warmup": costs.WARMUP, "runs": costs.RUNS, "groups": costs.GROUPS},
+        "versions": {
+            x: importlib.metadata.version(x) for x in ("onnxruntime", "ai-edge-litert", "asyncssh")
+        },
+        "latency": latencies,
+        "host": hosts,
+    }
+
+
 def main() -> int:
     """Run what is asked for; 1 if a promise was not kept."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("faults",))
+    parser.add_argument("what", choices=("faults", "overhead", "adbd"))
     parser.add_argument("--only", default="", help="a part of a fault's name")
     parser.add_argument("--kind", choices=KINDS)
+    parser.add_argument("--again", action="store_true", help="build adbd anew")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
-    found = played(args.only, (args.kind,) if args.kind else KINDS)
+    if args.what == "faults":
+        found = played(args.only, (args.kind,) if args.kind else KINDS)
+        sums = found["summary"]
+        kept = sums["as_promised"] == sums["runs"]
+        kept = kept and sums["rows_lost"] == sums["rows_duplicated"] == 0
+    elif args.what == "overhead":
+        found = overhead()
+        kept = all(x["within_margin"] for x in found["latency"])
+        kept = kept and all(x["within_limit"] for x in found["host"])
+    else:
+        from benchmarks.harness import adbd
+
+        found = adbd.tried(args.again)
+        kept = not found["tests"]["failed"]
     whole = {
-        "command": "python -m benchmarks.harness faults",
+        "command": f"python -m benchmarks.harness {args.what}",
         "machine": {"cpus": os.cpu_count(), "cpu": platform.machine()},
         "seconds": round(time.monotonic() - begun),
         **found,
     }
-    print(whole["summary"])
+    print(found.get("summary") or found.get("tests") or "")
     if not args.only and not args.kind:
-        write_json(RESULTS / "harness-faults.json", whole)
-    sums = found["summary"]
-    kept = sums["as_promised"] == sums["runs"]
-    return int(not kept or sums["rows_lost"] > 0 or sums["rows_duplicated"] > 0)
+        name = "adbd" if args.what == "adbd" else f"harness-{args.what}"
+        write_json(RESULTS / f"{name}.json", whole)
+    return int(not kept)
 
 
 if __name__ == "__main__":

@@ -413,7 +413,7 @@ def _hasty(**constants: Any) -> Iterator[None]:
 
 def _cuts(s: Scene, up: list[int], down: list[int]) -> RunResult:
     s.proxy.budgets = [*((n, None) for n in up), *((None, n) for n in down)]
-    s.plan = replace(s.plan, min_s=0.3, reconnect_s=120)
+    s.plan = replace(s.plan, min_s=0.3, reconnect_s=300)
     with _hasty(PAUSES_S=(0.0, 0.0)):
         result = s.run()
     assert s.proxy.cuts >= (len(up) + len(down)) // 2, f"only {s.proxy.cuts} cuts"
