@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import armpi
 import pytest
@@ -24,7 +25,8 @@ from test_chain import TRAIN, draw, script
 
 from hetero.devices import _native
 from hetero.errors import DeviceError
-from hetero.report import Report
+from hetero.report import REFERENCE, Report
+from hetero.space import Embeddings
 
 pytestmark = pytest.mark.slow
 
@@ -105,15 +107,10 @@ class Checked:
     code: int
     said: str
     folder: Path
-    devices: dict[str, str]
 
     @property
     def report(self) -> Report:
         return Report.load(self.folder / "report.json")
-
-    @property
-    def raw(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "report.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +129,8 @@ def checked(
     specs = {
         "desk": "local",
         "native": "local:worker=native",
-        "garage": f"ssh:{pi.address}",
-        "phone": f"adb:127.0.0.1:{phone.port},folder={at}",
+        "pi": f"ssh:{pi.address}",
+        "adb-double": f"adb:127.0.0.1:{phone.port},folder={at}",
         "page": f"browser:port=0,chromium=yes,assets={ASSETS}",
     }
     inventory = bundles / "devices.toml"
@@ -151,12 +148,89 @@ def checked(
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(x for x in sys.path if x)},
     )
-    return Checked(done.returncode, done.stdout + done.stderr, bundles / "check", specs)
+    return Checked(done.returncode, done.stdout + done.stderr, bundles / "check")
 
 
-def test_x(checked):
-    print(checked.said)
-    print(checked.code, checked.folder)
-    import shutil
+#: Which device gives what, by what kind of execution, and the worker that says so.
+HOW = {
+    "desk": ("native", "python"),
+    "native": ("native", "native"),
+    "pi": ("emulated", "python"),
+    "adb-double": ("native", "native"),
+    "page": ("emulated", "browser"),
+}
 
-    shutil.copytree(checked.folder, "/tmp/h/check", dirs_exist_ok=True)
+
+def test_every_file_ran_wherever_it_can_and_each_cell_says_by_what(checked: Checked) -> None:
+    assert checked.code == 0, checked.said
+    assert checked.report.verdict == "pass"
+    cells = {(c.device, c.format, c.precision): c for c in checked.report.cells}
+    wanted = {(d, f, p): HOW[d][0] for d in HOW for f in ("onnx", "tflite") for p in PRECISIONS}
+    wanted |= {(REFERENCE, "coreml", p): "reference" for p in PRECISIONS}
+    assert {key: cell.execution for key, cell in cells.items()} == wanted
+    for (device, format, _), cell in cells.items():
+        assert cell.runtime, cell
+        if device == "pi":
+            assert (cell.cpu, cell.features) == ("Cortex-A76", ("asimd", "dotprod", "fp16"))
+        if device == "page":
+            assert cell.provider.startswith("wasm")
+        # What the double of a phone runs, this machine runs; it does not pass for a phone.
+        if device == "adb-double":
+            assert cell.cpu == cells["native", format, "fp32"].cpu
+    (away,) = {(x.format, x.obstacle) for x in checked.report.not_run}
+    assert away == ("coreml", "unavailable")
+
+
+def test_the_workers_themselves_say_on_what_they_ran(checked: Checked) -> None:
+    for device, (execution, worker) in HOW.items():
+        folders = list((checked.folder / "runs").glob(f"{device}-[lo]*"))
+        assert len(folders) == 4, device
+        for folder in folders:
+            lines = (folder / "log.jsonl").read_text().splitlines()
+            events = {x["hetero"]: x for x in map(json.loads, lines)}
+            hello, done = events["hello"], events["done"]
+            assert hello["worker"] == worker
+            assert done["out_bytes"] == (folder / "out.bin").stat().st_size
+            if device == "pi":  # noticed by the worker: its address does not say so
+                assert hello["execution"] == execution
+                assert hello["system"].endswith("aarch64")
+
+
+def test_a_file_gives_on_every_device_what_it_gives_in_pytorch(checked: Checked) -> None:
+    # From the raw vectors, not by what the report says of them.
+    folder = checked.folder / "embeddings"
+    reference = Embeddings.load(folder / "query-pytorch-fp32.safetensors")
+    places = [(d, f) for d in HOW for f in ("onnx", "tflite")] + [(REFERENCE, "coreml")]
+    for device, format in places:
+        for precision, least in (("fp32", 0.9999), ("int8", 0.9)):
+            there = Embeddings.load(folder / f"{device}-{format}-{precision}.safetensors")
+            assert len(there.ids) >= 4
+            here = reference.take(there.ids)
+            cosine = (there.vectors.astype("f8") * here.vectors).sum(1)
+            assert cosine.min() >= least, (device, format, precision)
+    pairs = [x for x in checked.report.agreement if x.precision == "fp32"]
+    assert {(x.a, x.b) for x in pairs if x.format == "onnx"} >= {
+        ("pi", "adb-double"),
+        ("pi", "page"),
+        ("", "pi"),
+    }
+    assert not [x for x in pairs if x.apart]
+
+
+def test_no_emulated_time_is_given_as_one(checked: Checked) -> None:
+    timed = {
+        (x.device, x.name): x.doubt for x in checked.report.measurements if "latency" in x.name
+    }
+    for device in ("desk", "native", "adb-double"):
+        assert (device, "latency_p50") in timed
+    for (device, name), doubt in timed.items():
+        if HOW.get(device, ("",))[0] == "emulated":
+            assert doubt.startswith("invalid"), (device, name)
+
+
+def test_the_page_shows_each_device_with_its_kind_of_execution(checked: Checked) -> None:
+    page = (checked.folder / "report.html").read_text()
+    shown = re.findall(r'data-label="Execution">(\w+)<', page)
+    assert Counter(shown) == {"native": 12, "emulated": 8, "reference": 2}
+    for device in HOW:
+        assert device in page

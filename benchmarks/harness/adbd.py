@@ -135,8 +135,8 @@ def _compiled(work: Path, version: str) -> None:
     flags += ["-DADB_HOST=0", "-DALLOW_ADBD_NO_AUTH=1", "-D_GNU_SOURCE", "-O1", "-w"]
     flags += [f'-D{x}="{version}"' for x in ("ADB_VERSION", "PLATFORM_TOOLS_VERSION")]
     plus = ["-std=gnu++2a", "-fpermissive"]
-    plus += [y for x in ("atomic", "optional", "string.h", "cstdint", "private/fs_config.h")
-             for y in ("-include", x)]  # fmt: skip
+    for header in ("atomic", "optional", "string.h", "cstdint"):
+        plus += ["-include", header]
     objects = []
     for number, name in enumerate(FILES):
         objects.append(str(work / f"{number}.o"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,17 +17,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.harness.scene import KINDS, NotHere, Scene, forge, until
+from benchmarks.harness.scene import SCENES, NotHere, Page, Phone, Scene, adb, forge, until
 from hetero.devices import RunResult
 from hetero.errors import HeteroError
 
-Inject = Callable[[Scene], RunResult]
+Inject = Callable[[Any], RunResult]
+
+#: Kinds of device whose runtime can be told what to do wrong, and whose worker is a process here.
+PYTHON = ("local", "ssh")
+WORKER = (*PYTHON, "adb")
+EVERY = (*WORKER, "browser")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def fault(ends: str, *kinds: str) -> Callable[[Inject], Inject]:
 
     def enter(inject: Inject) -> Inject:
         name = " ".join((inject.__doc__ or "").split()).rstrip(".")
-        FAULTS.append(Fault(name, kinds or KINDS, ends, inject))
+        FAULTS.append(Fault(name, kinds or PYTHON, ends, inject))
         return inject
 
     return enter
@@ -63,7 +69,7 @@ def fault(ends: str, *kinds: str) -> Callable[[Inject], Inject]:
 # -- the worker -----------------------------------------------------------------------------------
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_embedding(s: Scene) -> RunResult:
     """Worker killed between two rows."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -77,14 +83,14 @@ def killed_loading(s: Scene) -> RunResult:
     return s.run(s.at("hello", s.signal))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_measuring(s: Scene) -> RunResult:
     """Worker killed while it measures latency."""
     s.plan = replace(s.plan, min_runs=50, min_s=0.5)
     return s.run(s.at("bench", s.signal))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_within_a_row(s: Scene) -> RunResult:
     """Worker killed within a row, half of it written."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -110,7 +116,7 @@ def killed_without_a_time(s: Scene) -> RunResult:
     return s.run(s.at("run", tear, i=4))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_within_a_line(s: Scene) -> RunResult:
     """Worker killed within a line of its log."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -140,7 +146,7 @@ def crashes_always(s: Scene) -> RunResult:
     return s.resumed()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def stopped(s: Scene) -> RunResult:
     """Worker frozen (SIGSTOP) and never woken."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -148,7 +154,7 @@ def stopped(s: Scene) -> RunResult:
     return s.run(s.at("run", lambda: s.signal(signal.SIGSTOP), i=4))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def frozen_for_a_while(s: Scene) -> RunResult:
     """Worker frozen for a second, as by an overloaded board."""
 
@@ -215,7 +221,7 @@ def no_python(s: Scene) -> RunResult:
     return s.resumed()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def process_id_given_to_another(s: Scene) -> RunResult:
     """Worker gone, and its process id given to another program."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -238,7 +244,7 @@ def chatter(s: Scene) -> RunResult:
     return result
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def chatter_in_the_log(s: Scene) -> RunResult:
     """Garbage between the lines of the log."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -251,7 +257,7 @@ def chatter_in_the_log(s: Scene) -> RunResult:
     return s.run(s.at("run", spoil, i=4))
 
 
-@fault("reported")
+@fault("reported", *WORKER)
 def forged_done(s: Scene) -> RunResult:
     """A 'done' that claims fewer rows than were ordered."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -268,7 +274,7 @@ def forged_done(s: Scene) -> RunResult:
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def wrong_answer(s: Scene) -> RunResult:
     """A result altered after its worker signed it."""
 
@@ -282,21 +288,21 @@ def wrong_answer(s: Scene) -> RunResult:
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def torn_answer(s: Scene) -> RunResult:
     """A result cut short after its worker signed it."""
     s.refused(s.at("done", lambda: os.truncate(s.folder / "lat.bin", 11)))
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def lost_answer(s: Scene) -> RunResult:
     """A result removed after its worker signed it."""
     s.refused(s.at("done", lambda: (s.folder / "out.bin").unlink()))
     return s.anew()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def model_altered(s: Scene) -> RunResult:
     """Stored model altered on the device between two runs."""
     s.run()
@@ -307,7 +313,7 @@ def model_altered(s: Scene) -> RunResult:
     return s.run()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def inputs_altered(s: Scene) -> RunResult:
     """Stored inputs altered on the device between two runs."""
     s.run()
@@ -318,7 +324,7 @@ def inputs_altered(s: Scene) -> RunResult:
     return s.run()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def order_lost(s: Scene) -> RunResult:
     """Run folder removed on the device between two runs."""
     s.run()
@@ -373,7 +379,7 @@ def disk_full_sending(s: Scene) -> RunResult:
 # -- the host -------------------------------------------------------------------------------------
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def host_killed(s: Scene) -> RunResult:
     """Host killed while the worker goes on, then run again with --resume."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -385,7 +391,7 @@ def host_killed(s: Scene) -> RunResult:
     return s.run(s.at("run", s.signal, i=4), resume=True)
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def interrupted(s: Scene) -> RunResult:
     """Ctrl-C at the host."""
 
@@ -650,6 +656,162 @@ def half_a_file_damaged(s: Scene) -> RunResult:
     return result
 
 
+# -- a phone by adb -------------------------------------------------------------------------------
+
+
+@fault("survived", "adb")
+def adb_cut_again_and_again(s: Phone) -> RunResult:
+    """Way to the phone cut at eight places by lot, from within a header to well into the run."""
+    with s.device.connect(s.home / "before"):
+        pass  # the worker is there, so that the cuts fall into the run
+    s.phone.cut_now()
+    luck, before = random.Random(0), s.phone.connections
+    s.phone.cuts = [luck.randrange(1, 5000) for _ in range(8)]
+    s.plan = replace(s.plan, reconnect_s=300)
+    result = s.run()
+    assert s.phone.connections - before >= 5
+    return result
+
+
+@fault("survived", "adb")
+def adb_cut_while_installing(s: Phone) -> RunResult:
+    """Way cut while the worker and its runtimes are pushed for the first time."""
+    s.phone.cuts = [3_000_000, 20_000_000]
+    s.plan = replace(s.plan, reconnect_s=300)
+    return s.run()
+
+
+@fault("survived", "adb")
+def adb_away_for_a_while(s: Phone) -> RunResult:
+    """Phone unplugged for three seconds."""
+
+    def away() -> None:
+        s.phone.stop()
+        threading.Timer(3.0, s.phone.start).start()
+
+    return s.run(s.at("run", away, i=4))
+
+
+@fault("reported", "adb")
+def adb_away_for_good(s: Phone) -> RunResult:
+    """Phone unplugged for good while the worker works."""
+    s.plan = replace(s.plan, reconnect_s=2.0)
+    s.refused(s.at("run", s.phone.stop, i=4))
+    assert s.said[-1][0] == 4
+    s.phone.start()
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    return s.resumed()
+
+
+@fault("reported", "adb")
+def adb_never_there(s: Phone) -> RunResult:
+    """Phone not there at all."""
+    s.phone.stop()
+    s.refused()
+    assert s.said[-1][0] == 4
+    s.phone.start()
+    return s.resumed()
+
+
+@fault("reported", "adb")
+def adb_not_trusted(s: Phone) -> RunResult:
+    """Phone no longer trusts this computer."""
+
+    def revoke() -> None:
+        s.phone.trusting = False
+        s.phone.cut_now()
+
+    s.plan = replace(s.plan, reconnect_s=2.0)
+    s.refused(s.at("run", revoke, i=4))
+    assert s.said[-1][0] == 4
+    s.phone.trusting = True
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    return s.resumed()
+
+
+@fault("survived", "adb")
+def adb_server_killed(s: Phone) -> RunResult:
+    """adb's own server on the host killed."""
+    return s.run(s.at("run", lambda: adb("kill-server"), i=4))
+
+
+@fault("reported", "adb")
+def adb_disk_full(s: Phone) -> RunResult:
+    """Phone's storage full while the model is sent."""
+    with _small_disk(s.far / "store", "64k"):
+        s.refused()
+        assert "storage is full" in s.said[-1][1], s.said
+    return s.resumed()
+
+
+# -- a page ---------------------------------------------------------------------------------------
+
+
+@fault("survived", "browser")
+def page_cut(s: Page) -> RunResult:
+    """Page's connection cut without a word, at six moments of the run."""
+
+    def cut(sent: Mapping[str, Any]) -> None:
+        if sent["hetero"] in ("hello", "ready", "first") or sent.get("i") in (0, 4, 9):
+            s.server._loop.call_soon_threadsafe(lambda: s.server._socket._req.transport.abort())
+
+    return s.run(cut)
+
+
+@fault("survived", "browser")
+def page_reloaded(s: Page) -> RunResult:
+    """Page loaded anew by its user."""
+    return s.run(s.at("run", lambda: s.hand.do("Page.reload"), i=4))
+
+
+@fault("reported", "browser")
+def page_crashed(s: Page) -> RunResult:
+    """Page crashed, and nobody opens it again."""
+    s.plan = replace(s.plan, reconnect_s=1.0)
+    s.runtime(slow_ms=400)
+    s.refused(s.at("run", lambda: s.hand.do("Page.crash"), i=2))
+    assert s.said[-1][0] == 4
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    s.runtime()
+    return s.resumed()
+
+
+@fault("survived", "browser")
+def browser_killed(s: Page) -> RunResult:
+    """Browser killed, and the page opened in another one."""
+    s.runtime(slow_ms=400)
+    return s.run(s.at("run", lambda: threading.Thread(target=s.show).start(), i=2))
+
+
+@fault("reported", "browser")
+def page_fails(s: Page) -> RunResult:
+    """Runtime in the page fails at a row."""
+    s.runtime(at=6, do="fail")
+    s.refused()
+    s.runtime()
+    return s.resumed()
+
+
+@fault("reported", "browser")
+def page_out_of_memory(s: Page) -> RunResult:
+    """Page out of memory at a row."""
+    s.runtime(at=6, do="memory")
+    s.refused()
+    s.runtime()
+    return s.resumed()
+
+
+@fault("reported", "browser")
+def page_hangs(s: Page) -> RunResult:
+    """Runtime in the page hangs at a row, each time."""
+    s.runtime(at=6, do="hang")
+    s.plan = replace(s.plan, stall_s=2.0, restarts=0)
+    s.refused()
+    s.plan = replace(s.plan, stall_s=60.0)
+    s.runtime()
+    return s.resumed()
+
+
 def play(fault: Fault, kind: str) -> dict[str, Any]:
     """The row of the table for one fault on one kind of device.
 
@@ -659,7 +821,7 @@ def play(fault: Fault, kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hetero-", ignore_cleanup_errors=True) as folder:
         begun = time.monotonic()
         row: dict[str, Any] = {"fault": fault.name, "kind": kind, "promised": fault.ends}
-        scene = Scene(kind, Path(folder) / "scene")
+        scene = SCENES[kind](kind, Path(folder) / "scene")
         try:
             with scene.open():
                 result = fault.inject(scene)
