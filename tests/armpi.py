@@ -34,6 +34,7 @@ root=$1 usr=$2 qemu=$3 cpuinfo=$4 user=$5
 shift 5
 mount --bind "$usr" "$root/usr"
 for x in null zero urandom; do mount --bind /dev/$x "$root/dev/$x"; done
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 none "$root/dev/pts"
 mount --rbind /proc "$root/proc"
 mount --bind "$cpuinfo" "$root/proc/cpuinfo"
 while [ "$1" != -- ]; do mount --bind "$1" "$root/$2"; shift 2; done
@@ -78,12 +79,10 @@ class Userland:
     #: Debian packages beside those that Python needs, number of the user, folders of the root.
     PACKAGES = ()
     USER = 1000
-    FOLDERS = ("usr", "etc", "dev", "proc", "tmp", "binfmt")
+    FOLDERS = ("usr", "etc", "dev/pts", "proc", "tmp", "binfmt")
 
     def __post_init__(self) -> None:
-        # Without the runtimes, which the boards of `qemu` have already.
-        bare = dataclasses.replace(_arm64.recipe(*self.PACKAGES), wheels=())
-        self.built = _arm64.build(bare)
+        self.built = self.userland()
         self.root = self.folder / "root"
         for name in self.FOLDERS:
             (self.root / name).mkdir(parents=True)
@@ -91,11 +90,18 @@ class Userland:
             (self.root / name).symlink_to(f"usr/{name}")
         for name in ("null", "zero", "urandom"):
             (self.root / "dev" / name).touch()
+        (self.root / "dev/ptmx").symlink_to("pts/ptmx")
         self.cpuinfo = self.folder / "cpuinfo"
         self.cpuinfo.write_text(qemu.BOARDS[self.kind].files()["proc/cpuinfo"])
         # By its usual name, by which a program there can tell what it runs on.
         self.emulator = self.folder / "qemu-aarch64"
         shutil.copy(self.built.qemu, self.emulator)
+
+    @classmethod
+    def userland(cls) -> _arm64.Built:
+        """What is below /usr there, made now if it is not in the cache."""
+        # Without the runtimes, which the boards of `qemu` have already.
+        return _arm64.build(dataclasses.replace(_arm64.recipe(*cls.PACKAGES), wheels=()))
 
     def command(self) -> Sequence[str]:
         """What runs there."""

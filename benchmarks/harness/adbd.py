@@ -32,7 +32,7 @@ from typing import Any
 import armpi
 
 from benchmarks.lab import WORK
-from hetero.devices import _debian
+from hetero.devices import _debian, _native
 from hetero.errors import DeviceError
 
 SOURCE = "android-platform-tools"
@@ -181,16 +181,11 @@ class Phone(armpi.Userland):
         (self.root / "bin").unlink()
         (self.root / "bin").mkdir()
         usr = self.built.root / "usr"
-        shell, tools = (
-            next(x for x in usr.rglob(name) if x.is_file()).relative_to(usr)
-            for name in ("mksh", "toybox")
-        )
-        (self.root / "bin/sh").symlink_to(f"/usr/{shell}")
-        for name in _said(
-            str(self.built.qemu), "-L", str(self.built.root), str(usr / tools)
-        ).split():
+        (self.root / "bin/sh").symlink_to("/usr/bin/mksh")
+        toybox = (str(self.built.qemu), "-L", str(self.built.root), str(usr / "bin/toybox"))
+        for name in _said(*toybox).split():
             if name != "sh":
-                (self.root / "bin" / name).symlink_to(f"/usr/{tools}")
+                (self.root / "bin" / name).symlink_to("/usr/bin/toybox")
         (self.root / str(self.shared).lstrip("/")).mkdir(parents=True, exist_ok=True)
 
     def command(self) -> Sequence[str]:
@@ -211,6 +206,9 @@ def tried(again: bool = False) -> dict[str, Any]:
         raise DeviceError("adbd", why)
     daemon = (WORK / "adbd").absolute()
     about = built(daemon, again)
+    # While there is a network.
+    Phone.userland()
+    _native.bundle("aarch64")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hetero-") as folder:
         call = ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable]

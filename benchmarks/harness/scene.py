@@ -33,7 +33,7 @@ from hetero.errors import HeteroError
 KINDS = ("local", "ssh", "adb", "browser")
 ROWS = 12
 #: Of the net on the phone's double, whose runtime is real: some tens of milliseconds a row.
-LAYERS, CHANNELS, SIZE, SLOW_ROWS = 60, 32, 40, 40
+LAYERS, CHANNELS, SIZE, SLOW_ROWS = 60, 32, 40, 80
 PLAN = Plan(
     warmup_runs=0, warmup_s=0, min_runs=3, min_s=0, max_s=60, timeout_s=240, heartbeat_s=10,
     stall_s=60, beat_s=0.2, restarts=1, reconnect_s=60,
