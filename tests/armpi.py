@@ -91,8 +91,13 @@ class Userland:
         for name in ("null", "zero", "urandom"):
             (self.root / "dev" / name).touch()
         (self.root / "dev/ptmx").symlink_to("pts/ptmx")
+        files = dict(qemu.BOARDS[self.kind].files())
         self.cpuinfo = self.folder / "cpuinfo"
-        self.cpuinfo.write_text(qemu.BOARDS[self.kind].files()["proc/cpuinfo"])
+        self.cpuinfo.write_text(files.pop("proc/cpuinfo"))
+        for name, text in files.items():
+            if name.startswith("sys/"):
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / name).write_text(text)
         # By its usual name, by which a program there can tell what it runs on.
         self.emulator = self.folder / "qemu-aarch64"
         shutil.copy(self.built.qemu, self.emulator)

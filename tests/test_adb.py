@@ -228,8 +228,9 @@ def test_a_worker_killed_there_is_started_again_and_goes_on(device, tmp_path, on
 
     def kill(event):
         seen.append(event)
-        if event["hetero"] == "bench" and len([x for x in seen if x["hetero"] == "hello"]) == 1:
-            os.kill(seen[0]["pid"], 9)
+        greeted = [x for x in seen if x["hetero"] == "hello"]
+        if event["hetero"] == "bench" and len(greeted) == 1:
+            os.kill(greeted[0]["pid"], 9)
 
     plan, pixels = dataclasses.replace(PLAN, min_s=2.0), tiny_pixels(3)
     result = ask(device, onnx_file, tmp_path, pixels, plan=plan, on_event=kill)
@@ -239,6 +240,8 @@ def test_a_worker_killed_there_is_started_again_and_goes_on(device, tmp_path, on
 
 
 def test_a_full_phone_is_told_as_one(device, folder, tmp_path):
+    if REAL:
+        pytest.skip("what is mounted here is not seen on the phone, which has mounts of its own")
     store = folder / "store-full"
     store.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(store)]

@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -109,6 +110,8 @@ def over_ssh(model: Path, format: str, size: int, times: int) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="hetero-") as folder,
         # A login shell that reads none of its user's start-up files, which may take any time.
         serving(Path(folder, "sshd"), "SetEnv SHLVL=1") as server,
+        # Its host key is not to be stored among the user's.
+        mock.patch.dict(os.environ, XDG_CONFIG_HOME=folder),
     ):
         device = open_device(f"ssh:{server.address},folder={folder}/far")
         out = Path(folder, "out")
@@ -135,6 +138,7 @@ def over_ssh(model: Path, format: str, size: int, times: int) -> dict[str, Any]:
     ratios = [r["host_s"] / r["device_s"] for r in again]
     return {
         "format": format,
+        "size_px": size,
         "pictures": PROBES,
         "sent_bytes": pixels.nbytes + model.stat().st_size,
         "host_over_device": statistics.median(ratios),

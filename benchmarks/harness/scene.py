@@ -78,7 +78,9 @@ class Scene:
     @contextlib.contextmanager
     def open(self) -> Iterator[Scene]:
         """With everything that is at the other end."""
-        with self._stack as stack:
+        # Host keys are stored there; the user's own file is none of our business.
+        own = mock.patch.dict(os.environ, XDG_CONFIG_HOME=str(self.home / "config"))
+        with own, self._stack as stack:
             if self.kind == "ssh":
                 if why := missing():
                     raise NotHere(why)
@@ -316,7 +318,7 @@ class Page(Scene):
 
     @property
     def spec(self) -> str:
-        return f"browser:port=0,wait_s=120,assets={self._assets}"
+        return f"browser:port=0,wait_s=60,assets={self._assets}"
 
 
 SCENES = {"local": Scene, "ssh": Scene, "adb": Phone, "browser": Page}
