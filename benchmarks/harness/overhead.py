@@ -30,7 +30,7 @@ import numpy as np
 from hetero import latency
 from hetero.devices import Plan, RunResult, open_device, run
 
-WARMUP, RUNS, GROUPS = 5, 40, 12
+WARMUP, RUNS, GROUPS = 10, 200, 10
 MARGIN, HOST_LIMIT = 0.03, 1.2
 PROBES = 1000
 #: As many runs on both sides, whatever their speed.
@@ -138,7 +138,6 @@ def over_ssh(model: Path, format: str, size: int, times: int) -> dict[str, Any]:
     ratios = [r["host_s"] / r["device_s"] for r in again]
     return {
         "format": format,
-        "size_px": size,
         "pictures": PROBES,
         "sent_bytes": pixels.nbytes + model.stat().st_size,
         "host_over_device": statistics.median(ratios),

@@ -51,7 +51,7 @@ def overhead(raw: dict[str, Any]) -> str:
     lines = [
         "## What the harness costs",
         "",
-        f"`{raw['command']}`: {raw['model']}, {raw['size_px']} px. Our worker's latency over that of the runtime's own benchmark for the same "
+        f"`{raw['command']}`: {raw['model']}, {raw['latency_px']} px. Our worker's latency over that of the runtime's own benchmark for the same "
         "file: ONNX Runtime's `inference_ort` (benchmark_helper.py) and LiteRT's benchmark_litert_model.py, both out of the runtimes' packages. "
         f"{plan['groups']} groups of four alternating blocks, each a process of its own, {plan['warmup']} + {plan['runs']} runs in each; the "
         f"2nd percentile of a block, as in `hetero bench --against`. Three times; {held} of {len(raw['latency'])} ratios are within "
@@ -70,18 +70,18 @@ def overhead(raw: dict[str, Any]) -> str:
     first = raw["host"][0]
     lines += [
         "",
-        f"The host's whole time for {first['pictures']:,} pictures over SSH (a real OpenSSH server on this machine) over what the device's "
+        f"The host's whole time for {first['pictures']:,} pictures of {raw['host_px']} px over SSH (a real OpenSSH server on this machine) over what the device's "
         f"runtime took to import, load and run them; median of {len(first['runs']) - 1}, limit {limit}. The first run sends "
         f"{first['sent_bytes'] / 1e6:.0f} MB of pictures and model; later ones find them there, as the second file of a check does. Host "
         "and device share the processors here, so that sending costs the device as well.",
         "",
-        f"| file | px | later runs | within {limit} | first run | later, over inference alone |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| file | later runs | within {limit} | first run | later, over inference alone |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for r in raw["host"]:
         low, high = r["host_over_device_range"]
         lines.append(
-            f"| {r['format']} | {r['size_px']} | {r['host_over_device']:.2f} ({low:.2f} to {high:.2f}) | {'yes' if r['within_limit'] else '**no**'} "
+            f"| {r['format']} | {r['host_over_device']:.2f} ({low:.2f} to {high:.2f}) | {'yes' if r['within_limit'] else '**no**'} "
             f"| {r['host_over_device_first']:.2f} | {r['host_over_inference']:.2f} |"
         )
     return "\n".join([*lines, ""])
