@@ -154,7 +154,7 @@ def train(
     found = {
         "job": asdict(job),
         "seed": seed,
-        "data": data,
+        "data": data.partition(":")[0],  # not where it lies on this machine
         "cpu_s": round(time.process_time() - begun, 1),
         "wall_s": round(time.monotonic() - wall, 1),
         "bundles": [str(b.root.relative_to(folder)) for b in made],

@@ -33,6 +33,8 @@ def render() -> str:
             parts.append(_acceptance(json.loads(path.read_text())))
     for path in sorted(RESULTS.glob("tradeoff-*.json")):
         parts.append(_tradeoff(path.stem.removeprefix("tradeoff-"), json.loads(path.read_text())))
+    for path in sorted(RESULTS.glob("rivals-*.json")):
+        parts.append(_rivals(path.stem.removeprefix("rivals-"), json.loads(path.read_text())))
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))
@@ -181,39 +183,6 @@ def _tradeoff(name: str, raw: dict[str, Any]) -> str:
             f"| {_cell(record, 'own')} | {_cell(alone, 'own')} |"
         )
     jobs = raw["jobs"]
-    rivals = {
-        n.removeprefix("rival-"): r
-        for n, r in jobs.items()
-        if n.startswith("rival-") or n == "ours"
-    }
-    again = raw.get("again", {})
-    more = (" mean over seeds |", " --- |") if again else ("", "")
-    if rivals:
-        of = next(iter(rivals.values()))["job"]
-        lines += [
-            "",
-            f"Methods at equal budget: `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the "
-            "same order of pictures."
-            + (
-                f" Last column: mean over {len(again) + 1} seeds of the query model, the gallery "
-                f"model the same (`--again {' '.join(again)}`), and the lowest and highest."
-                if again
-                else ""
-            ),
-            "",
-            "| method | in the gallery's index | in its own index |" + more[0],
-            "| --- | --- | --- |" + more[1],
-        ]
-        order = sorted(
-            rivals.items(),
-            key=lambda x: -next(iter(x[1]["scores"].values()))["heterogeneous"]["map"],
-        )
-        for method, record in order:
-            label = f"**{raw['method']}**" if method == "ours" else method
-            lines.append(
-                f"| {label} | {_cell(record, 'heterogeneous')} | {_cell(record, 'own')} |"
-                + _again(raw, record["job"]["name"])
-            )
     pushed = {
         n.removeprefix("push-").replace("-", " "): r
         for n, r in jobs.items()
@@ -242,21 +211,40 @@ def _tradeoff(name: str, raw: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _again(raw: dict[str, Any], name: str) -> str:
-    """A cell with the means over all seeds; nothing where there is one seed only."""
-    others = [jobs[name] for jobs in raw.get("again", {}).values() if name in jobs]
-    if not raw.get("again"):
-        return ""
-    if not others:
-        return " |"
-    all_of = [
-        next(iter(r["scores"].values()))["heterogeneous"] for r in [raw["jobs"][name], *others]
+def _rivals(name: str, raw: dict[str, Any]) -> str:
+    seeds, top = raw["seeds"], raw["gallery"]["scores"]["gallery"]["own"]
+    of = seeds["0"]["ours"]["job"]
+
+    def means(job: str) -> tuple[list[list[float]], int]:
+        found = [
+            next(iter(seed[job]["scores"].values()))["heterogeneous"]
+            for seed in seeds.values()
+            if job in seed
+        ]
+        return [[100 * s[k] for s in found] for k in ("recall_at_1", "map")], len(found)
+
+    lines = [
+        f"## Methods at equal budget: {name}",
+        "",
+        f"`{raw['command']}`: gallery model `{raw['gallery']['job']['backbone']}` (paragon {100 * top['recall_at_1']:.1f} / "
+        f"{100 * top['map']:.1f}), query model `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the same "
+        "order of pictures. Recall@1 / mAP in the gallery's index, mean over seeds of the query model, lowest and highest; "
+        "those far behind have one seed. Names ending in _batch are AIR-Distiller's form, with neighbours from the batch.",
+        "",
+        "| method | seeds | Recall@1 | mAP |",
+        "| --- | --- | --- | --- |",
     ]
-    cells = []
-    for key in ("recall_at_1", "map"):
-        values = [100 * s[key] for s in all_of]
-        cells.append(f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})")
-    return f" {' / '.join(cells)} |"
+
+    def cell(values: list[float]) -> str:
+        mean = sum(values) / len(values)
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        return f"{mean:.2f}{spread}" if spread else f"{mean:.1f}"
+
+    found = {job: means(job) for job in seeds["0"]}
+    for job, (values, count) in sorted(found.items(), key=lambda x: -sum(x[1][0][1]) / x[1][1]):
+        label = f"**{raw['ours']}**" if job == "ours" else job.removeprefix("rival-")
+        lines.append(f"| {label} | {count} | {cell(values[0])} | {cell(values[1])} |")
+    return "\n".join([*lines, ""])
 
 
 def _blends(raws: dict[str, dict[str, Any]]) -> str:

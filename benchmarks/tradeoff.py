@@ -1,45 +1,24 @@
-"""Query cost against accuracy in the gallery's index, and against every method we know of.
+"""Query cost against accuracy in the gallery's index.
 
     python -m benchmarks.tradeoff emoji
     python -m benchmarks.tradeoff omniglot --data benchmarks.data.omniglot:PATH
-    python -m benchmarks.tradeoff emoji --again 1 2
 
 One gallery model; query models of at most a 4th, a 20th and an 80th of its multiply-accumulates,
 each trained for at most 15 CPU minutes. Beside them the honest rows: the same architecture trained
-alone, and the distilled query model searched against itself. At a 20th, every method of
-AIR-Distiller's list with the same pictures, views, batch and number of steps; UGD is left out, it
-needs the gallery model's feature maps. On emoji also what else could be done, one change at a time:
-longer, more views, stronger views, larger banks, a lower rate, wider late layers. Raw scores go to
-benchmarks/results/tradeoff-NAME.json.
-
-Methods a point apart are told apart by more than one run: `--again` trains those that share the
-gallery's space with other seeds of the query model (weights, order, views), the gallery model the
-same, and adds them to the file.
+alone, and the distilled query model searched against itself. On emoji also what else could be done
+at a 20th, one change at a time: longer, more views, stronger views, larger banks, a lower rate,
+wider late layers. Raw scores go to benchmarks/results/tradeoff-NAME.json. Methods are compared by
+`benchmarks.rivals`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import RESULTS, WORK, Job, chance, corners, machine, run, save
-
-#: AIR-Distiller's list, by our names; its FitNet is regression.
-RIVALS = (
-    "vanilla_kd",
-    "rkd",
-    "pkt",
-    "regression",
-    "benchmarks.rivals.cc",
-    "csd",
-    "raml",
-    "benchmarks.rivals.rop",
-    "d3still",
-)
 
 
 @dataclass(frozen=True)
@@ -97,10 +76,6 @@ STUDIES = {
 }
 
 
-#: Those of them that are no controls.
-SHARING = tuple(r for r in RIVALS if r not in ("vanilla_kd", "rkd", "pkt"))
-
-
 #: What else could be done at a 20th: name -> what changes in the short run.
 PUSHES: dict[str, dict[str, Any]] = {
     "twice the epochs": {"epochs": 2.0},
@@ -148,7 +123,6 @@ def jobs(study: Study, method: str) -> list[Job]:
         views=study.rival_views,
         lr=study.lr,
     )
-    out += [replace(short, name=f"rival-{r.rpartition('.')[2]}", method=r) for r in RIVALS]
     ours = replace(short, name="ours", method=method)
     out.append(ours)
     for name, change in PUSHES.items() if study.push else ():
@@ -160,33 +134,6 @@ def jobs(study: Study, method: str) -> list[Job]:
             new["backbone"] = ours.backbone + new["backbone"]
         out.append(replace(ours, name=f"push-{name.replace(' ', '-')}", **new))
     return out
-
-
-def again(args: argparse.Namespace, work: Path) -> None:
-    """Train the methods that share the gallery's space with other seeds; add them to the file."""
-    path = args.results / f"tradeoff-{args.name}.json"
-    known = json.loads(path.read_text())
-    first = work / f"seed-{known['seed']}"
-    for seed in args.again:
-        folder = work / f"again-{seed}" / f"seed-{seed}"
-        if not (folder / "gallery").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(first / "gallery", folder / "gallery")
-            shutil.copy(first / "gallery.json", folder / "gallery.json")
-        names = {"ours", *(f"rival-{r.rpartition('.')[2]}" for r in SHARING)}
-        both = jobs(STUDIES[args.name], known["method"])
-        found = run(
-            [j for j in both if j.name in names],
-            args.data,
-            32,
-            [seed],
-            work / f"again-{seed}",
-            workers=args.workers,
-            then=corners,
-            given=both[:1],
-        )
-        known.setdefault("again", {})[str(seed)] = found[seed]
-        save(path, known)
 
 
 def main() -> None:
@@ -201,12 +148,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--again", type=int, nargs="*", default=[], help="other seeds")
     args = parser.parse_args()
     work = args.work / f"tradeoff-{args.name}"
-    if args.again:
-        again(args, work)
-        return
     found = run(
         jobs(STUDIES[args.name], args.method),
         args.data,
