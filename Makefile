@@ -18,7 +18,7 @@ SHELL := /bin/bash
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test format format-check lint types pytest wheel-test bench lock clean
+.PHONY: help install demo test format format-check lint types pytest wheel-test bench adbd lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -69,8 +69,12 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 
 bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
 	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done
+	for name in faults overhead; do $(BIN)/python -m benchmarks.harness $$name; done
 	$(BIN)/python -m benchmarks.verdict --page
 	$(BIN)/python -m benchmarks.tables
+
+adbd: $(READY)  ## AOSP's adbd from Debian's source package, under the tests of phones; some minutes
+	$(BIN)/python -m benchmarks.harness adbd
 
 # Stripped of local versions (+cpu) and of CUDA's parts, so that it serves every build of PyTorch.
 lock: $(READY)  ## resolve all extras at once and write constraints.txt

@@ -85,7 +85,7 @@ def made(work: Path, size: int) -> list[dict[str, Any]]:
     """Runtime, precision, route, path and bytes of each file."""
     from hetero import export
 
-    done = _ours(work, size)
+    done = exported(work, size)
     stock = _stock(work, size)
     out = []
     for runtime in RUNTIMES:
@@ -111,15 +111,15 @@ def _pictures(split: str, count: int, size: int) -> np.ndarray:
     return nets.pictures(split, count, size)
 
 
-def _ours(work: Path, size: int) -> Any:
-    """The bundle with our files."""
+def exported(work: Path, size: int, precisions: tuple[str, ...] = PRECISIONS) -> Any:
+    """The bundle with our files, each made once."""
     from benchmarks import support_nets as nets
     from hetero import export, models
     from hetero.bundle import Bundle, Model
     from hetero.space import Space
 
     root = work / "ours"
-    wanted = {(r, p) for r in RUNTIMES for p in PRECISIONS}
+    wanted = {(r, p) for r in RUNTIMES for p in precisions}
     if not (root / "manifest.json").exists():
         net, preprocess = nets.net(NAME, size)
         pixels = _pictures("test", PROBES, size)

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
+from benchmarks.harness import page as harness
 from benchmarks.lab import RESULTS
 
 PAGE = Path("docs/results.md")
@@ -48,6 +49,10 @@ def render() -> str:
         ("tuning", _tuning),
         ("faults", faults.section),
         ("fuzz", _fuzz),
+        ("harness-faults", harness.faults),
+        ("harness-overhead", harness.overhead),
+        ("adbd", harness.adbd),
+        ("latency-ab", harness.alarms),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():

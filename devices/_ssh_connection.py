@@ -119,13 +119,13 @@ class Connection:
 
     # -- operations -----------------------------------------------------------------------------
 
-    def run(self, script: str, *arguments: str, timeout_s: float = ANSWER_S) -> Said:
+    def run(self, script: str, *arguments: str, timeout_s: float | None = None) -> Said:
         """What a script of /bin/sh says.
 
         Args:
             script: A constant; what varies comes in `arguments`, as $1, $2 ...
             arguments: Any text.
-            timeout_s: For all of it.
+            timeout_s: For all of it; `ANSWER_S` unless given.
         """
         # The login shell, whichever it is, sees one command of quoted words.
         command = "exec /bin/sh -c " + shlex.join([script, "hetero", *arguments])
@@ -263,10 +263,11 @@ class Connection:
                 "sudo apt install openssh-sftp-server",
             ) from error
 
-    def _wait(self, work: Awaitable[T], timeout_s: float = ANSWER_S) -> T:
+    def _wait(self, work: Awaitable[T], timeout_s: float | None = None) -> T:
         """What comes of it, or one of our errors."""
         import asyncssh
 
+        timeout_s = ANSWER_S if timeout_s is None else timeout_s
         if self._loop.is_closed():
             if asyncio.iscoroutine(work):
                 work.close()

@@ -148,7 +148,8 @@ class Plan:
         beat_s: How often the worker says that it lives.
         restarts: How often a worker that died or hung is started again, each time at the first
             missing row.
-        reconnect_s: How long a cut way to the device is tried again.
+        reconnect_s: How long a device may be away; time in which the way to it worked, or an
+            answer was waited for, does not count.
         accelerator: Where the runtime is to run the model: a provider of onnxruntime without
             "ExecutionProvider", in lower case; "cpu" or "xnnpack" of LiteRT; "cpu", "gpu" or "ne"
             (the Neural Engine) of Core ML; "" leaves it to the worker.

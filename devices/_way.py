@@ -41,21 +41,28 @@ class Way:
         Raises:
             DeviceError: The way was cut and did not come back in time.
         """
-        deadline, pause_s = time.monotonic() + self._reconnect_s, PAUSES_S[0]
+        left_s, pause_s = self._reconnect_s, PAUSES_S[0]
         while True:
+            begun, there = time.monotonic(), self._link is not None
             try:
                 if self._link is None:
                     self._link = self._stack.enter_context(self._device.connect(self._folder))
+                there = True
                 return do(self._link)
             except ConnectionError as error:
                 self._link = None
                 with contextlib.suppress(ConnectionError):  # closing what is cut may say so again
                     self._stack.close()
-                if time.monotonic() + pause_s > deadline:
+                # A device is away while it cannot be connected to. A file that was on its way for
+                # minutes, or an answer that was waited for, is no reason not to try again.
+                if not there:
+                    left_s -= time.monotonic() - begun
+                if pause_s > left_s:
                     raise DeviceError(
                         self._device.name,
                         f"cannot be reached ({error}), tried for {self._reconnect_s:g} s; its "
                         "worker may go on, the same command with --resume fetches what it did",
                     ) from error
                 time.sleep(pause_s)
+                left_s -= pause_s
                 pause_s = min(2 * pause_s, PAUSES_S[1])

@@ -551,7 +551,8 @@ class Run:
         shape = self.job["inputs"]["shape"][1:]
         size = dtype.itemsize * math.prod(shape)
         rows = (min(i, self.count - 1) for i in range(row, row + self.batch))
-        data = b"".join(os.pread(self.inputs, size, i * size) for i in rows)
+        parts = [os.pread(self.inputs, size, i * size) for i in rows]
+        data = parts[0] if self.batch == 1 else b"".join(parts)
         return np.frombuffer(data, dtype).reshape(self.batch, *shape)
 
     def infer(self, block: np.ndarray) -> tuple[np.ndarray, int]:

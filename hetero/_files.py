@@ -61,12 +61,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half."""
     write_together({path: data})
 
 
-def write_together(files: Mapping[Path, bytes | str]) -> None:
+def write_together(files: Mapping[Path, bytes | memoryview | str]) -> None:
     """Write files so that a full disk or a lost permission leaves all the old ones as they were.
 
     Each is there whole or not at all. They take their places in the order given, and only when all
@@ -88,7 +88,7 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
                 os.unlink(name)
 
 
-def _stage(path: Path, data: bytes | str) -> str:
+def _stage(path: Path, data: bytes | memoryview | str) -> str:
     """The name of a file beside `path` that holds the data, safely on the disk."""
     # A file name that is not UTF-8 reaches us as lone surrogates; as \udcXX they stay valid JSON.
     raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data

@@ -199,6 +199,9 @@ class Proxy:
                 continue
             except OSError:
                 return
+            # Without it each small answer waits 40 ms for an acknowledgement.
+            for one in (near, far):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
             budgets = self.budgets.pop(0) if self.budgets else (None, None)
             flips = self.flips.pop(0) if self.flips else (None, None)

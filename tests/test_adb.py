@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from adbd import Adbd
 from fakes import tiny_answers, tiny_pixels, write_onnx, write_tflite
+from sshd import Proxy
 
 # The promises of every device, held by a phone too: with the fixtures `device` and `link` of here.
 from test_device_contract import (
@@ -37,6 +38,8 @@ from hetero.errors import ConfigError, DeviceError
 PLAN = Plan(
     warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, max_s=60, timeout_s=300, reconnect_s=120
 )
+#: Where a real adbd listens whose phone sees our temporary folders, or "" for the double.
+REAL = os.environ.get("HETERO_ADBD", "")
 
 
 def free_port() -> int:
@@ -64,12 +67,44 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("phone")
 
 
+class RealPhone:
+    """A real adbd in the double's place, as `benchmarks.harness.adbd` builds it; a proxy cuts."""
+
+    def __init__(self, port):
+        self.proxy = Proxy(port)
+
+    def start(self):
+        if self.proxy.down:
+            self.proxy.down = False
+        else:
+            self.proxy.__enter__()
+
+    def stop(self):
+        self.proxy.down = True
+        self.proxy.cut()
+
+    def cut_now(self):
+        self.proxy.cut()
+
+    port = property(lambda self: self.proxy.port)
+    connections = property(lambda self: self.proxy.connections)
+
+    def __setattr__(self, name, value):
+        if name == "cuts":
+            # Behind the greeting, which the double does not count.
+            self.proxy.budgets = [(None, 200 + n) for n in value]
+        elif name == "proxy":
+            super().__setattr__(name, value)
+        else:
+            pytest.skip(f"only the double can be told to be {name}")
+
+
 @pytest.fixture
 def phone(server, folder):
     """A phone that runs its commands here."""
     if sys.platform != "linux":
         pytest.skip("the native worker is for Linux")
-    adbd = Adbd()
+    adbd = RealPhone(int(REAL)) if REAL else Adbd()
     adbd.start()
     yield adbd
     adbd.stop()
@@ -193,8 +228,9 @@ def test_a_worker_killed_there_is_started_again_and_goes_on(device, tmp_path, on
 
     def kill(event):
         seen.append(event)
-        if event["hetero"] == "bench" and len([x for x in seen if x["hetero"] == "hello"]) == 1:
-            os.kill(seen[0]["pid"], 9)
+        greeted = [x for x in seen if x["hetero"] == "hello"]
+        if event["hetero"] == "bench" and len(greeted) == 1:
+            os.kill(greeted[0]["pid"], 9)
 
     plan, pixels = dataclasses.replace(PLAN, min_s=2.0), tiny_pixels(3)
     result = ask(device, onnx_file, tmp_path, pixels, plan=plan, on_event=kill)
@@ -204,6 +240,8 @@ def test_a_worker_killed_there_is_started_again_and_goes_on(device, tmp_path, on
 
 
 def test_a_full_phone_is_told_as_one(device, folder, tmp_path):
+    if REAL:
+        pytest.skip("what is mounted here is not seen on the phone, which has mounts of its own")
     store = folder / "store-full"
     store.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(store)]

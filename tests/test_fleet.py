@@ -221,6 +221,29 @@ def test_an_emulated_device_waits_until_this_machine_is_measured(run: Fleet) -> 
     }
 
 
+def test_an_emulated_device_of_this_machine_waits_for_its_neighbours_and_not_for_itself(
+    run: Fleet,
+) -> None:
+    order: list[str] = []
+
+    class Noted(FakeDevice):
+        def start(self, run: str, *, fresh: bool) -> None:
+            order.append(self.name)
+            super().start(run, fresh=fresh)
+
+    made = []
+    for name, execution in (("browser:", "emulated"), ("local", "native")):
+        asked = vectors(CLEAR).take(REFERENCE.task.query_ids).vectors
+        rows, runs = (ROWS, 20) if name == "local" else (asked, 0)
+        device = Noted([transcript(rows, runs), transcript(rows, runs)], name=name)
+        device.files = raw_files(rows, runs)
+        vars(device).update(execution=execution, lane=devices.HERE)
+        made.append(device)
+    outcome = run(*made)
+    assert order == ["local", "local", "browser:", "browser:"]
+    assert places(outcome)[:2] == [("browser:", "fp32"), ("local", "fp32")]
+
+
 def test_a_device_named_twice_is_refused(run: Fleet) -> None:
     with pytest.raises(ConfigError, match="'one:' is named twice"):
         run(answering("one:", ROWS), answering("one:", ROWS))

@@ -7,22 +7,32 @@ scene; a fault that was reported and never noticed is an AssertionError.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import random
+import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.harness.scene import KINDS, NotHere, Scene, forge, until
+from benchmarks.harness.scene import SCENES, NotHere, Page, Phone, Scene, adb, forge, until
 from hetero.devices import RunResult
+from hetero.errors import HeteroError
 
-Inject = Callable[[Scene], RunResult]
+Inject = Callable[[Any], RunResult]
+
+#: Kinds of device whose runtime can be told what to do wrong, and whose worker is a process here.
+PYTHON = ("local", "ssh")
+WORKER = (*PYTHON, "adb")
+EVERY = (*WORKER, "browser")
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ def fault(ends: str, *kinds: str) -> Callable[[Inject], Inject]:
 
     def enter(inject: Inject) -> Inject:
         name = " ".join((inject.__doc__ or "").split()).rstrip(".")
-        FAULTS.append(Fault(name, kinds or KINDS, ends, inject))
+        FAULTS.append(Fault(name, kinds or PYTHON, ends, inject))
         return inject
 
     return enter
@@ -59,7 +69,7 @@ def fault(ends: str, *kinds: str) -> Callable[[Inject], Inject]:
 # -- the worker -----------------------------------------------------------------------------------
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_embedding(s: Scene) -> RunResult:
     """Worker killed between two rows."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -73,14 +83,14 @@ def killed_loading(s: Scene) -> RunResult:
     return s.run(s.at("hello", s.signal))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_measuring(s: Scene) -> RunResult:
     """Worker killed while it measures latency."""
     s.plan = replace(s.plan, min_runs=50, min_s=0.5)
     return s.run(s.at("bench", s.signal))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_within_a_row(s: Scene) -> RunResult:
     """Worker killed within a row, half of it written."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -106,7 +116,7 @@ def killed_without_a_time(s: Scene) -> RunResult:
     return s.run(s.at("run", tear, i=4))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def killed_within_a_line(s: Scene) -> RunResult:
     """Worker killed within a line of its log."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -136,7 +146,7 @@ def crashes_always(s: Scene) -> RunResult:
     return s.resumed()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def stopped(s: Scene) -> RunResult:
     """Worker frozen (SIGSTOP) and never woken."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -144,7 +154,7 @@ def stopped(s: Scene) -> RunResult:
     return s.run(s.at("run", lambda: s.signal(signal.SIGSTOP), i=4))
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def frozen_for_a_while(s: Scene) -> RunResult:
     """Worker frozen for a second, as by an overloaded board."""
 
@@ -211,7 +221,7 @@ def no_python(s: Scene) -> RunResult:
     return s.resumed()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def process_id_given_to_another(s: Scene) -> RunResult:
     """Worker gone, and its process id given to another program."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -234,7 +244,7 @@ def chatter(s: Scene) -> RunResult:
     return result
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def chatter_in_the_log(s: Scene) -> RunResult:
     """Garbage between the lines of the log."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -247,7 +257,7 @@ def chatter_in_the_log(s: Scene) -> RunResult:
     return s.run(s.at("run", spoil, i=4))
 
 
-@fault("reported")
+@fault("reported", *WORKER)
 def forged_done(s: Scene) -> RunResult:
     """A 'done' that claims fewer rows than were ordered."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -264,7 +274,7 @@ def forged_done(s: Scene) -> RunResult:
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def wrong_answer(s: Scene) -> RunResult:
     """A result altered after its worker signed it."""
 
@@ -278,21 +288,21 @@ def wrong_answer(s: Scene) -> RunResult:
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def torn_answer(s: Scene) -> RunResult:
     """A result cut short after its worker signed it."""
     s.refused(s.at("done", lambda: os.truncate(s.folder / "lat.bin", 11)))
     return s.anew()
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def lost_answer(s: Scene) -> RunResult:
     """A result removed after its worker signed it."""
     s.refused(s.at("done", lambda: (s.folder / "out.bin").unlink()))
     return s.anew()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def model_altered(s: Scene) -> RunResult:
     """Stored model altered on the device between two runs."""
     s.run()
@@ -303,7 +313,7 @@ def model_altered(s: Scene) -> RunResult:
     return s.run()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def inputs_altered(s: Scene) -> RunResult:
     """Stored inputs altered on the device between two runs."""
     s.run()
@@ -314,7 +324,7 @@ def inputs_altered(s: Scene) -> RunResult:
     return s.run()
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def order_lost(s: Scene) -> RunResult:
     """Run folder removed on the device between two runs."""
     s.run()
@@ -343,13 +353,14 @@ def disk_full_embedding(s: Scene) -> RunResult:
     from fakes import tiny_pixels
 
     s.pixels = tiny_pixels(600)
-    with _small_disk(s.far, "240k"):
-        ballast = s.far / "ballast"
-        ballast.write_bytes(bytes(96 << 10))
-        s.refused()
-        assert "disk is full" in s.said[-1][1], s.said
-        ballast.unlink()
-        return s.resumed()
+    # Until the end of the scene: locally the results lie there too.
+    s.until_end(_small_disk(s.far, "240k"))
+    ballast = s.far / "ballast"
+    ballast.write_bytes(bytes(96 << 10))
+    s.refused()
+    assert "disk is full" in s.said[-1][1], s.said
+    ballast.unlink()
+    return s.resumed()
 
 
 @fault("reported", "ssh")
@@ -368,7 +379,7 @@ def disk_full_sending(s: Scene) -> RunResult:
 # -- the host -------------------------------------------------------------------------------------
 
 
-@fault("survived")
+@fault("survived", *WORKER)
 def host_killed(s: Scene) -> RunResult:
     """Host killed while the worker goes on, then run again with --resume."""
     s.runtime(at=6, do="hang", once=str(s.home / "once"))
@@ -380,7 +391,7 @@ def host_killed(s: Scene) -> RunResult:
     return s.run(s.at("run", s.signal, i=4), resume=True)
 
 
-@fault("reported")
+@fault("reported", *EVERY)
 def interrupted(s: Scene) -> RunResult:
     """Ctrl-C at the host."""
 
@@ -408,7 +419,7 @@ def _hasty(**constants: Any) -> Iterator[None]:
 
 def _cuts(s: Scene, up: list[int], down: list[int]) -> RunResult:
     s.proxy.budgets = [*((n, None) for n in up), *((None, n) for n in down)]
-    s.plan = replace(s.plan, min_s=0.3, reconnect_s=120)
+    s.plan = replace(s.plan, min_s=0.3, reconnect_s=300)
     with _hasty(PAUSES_S=(0.0, 0.0)):
         result = s.run()
     assert s.proxy.cuts >= (len(up) + len(down)) // 2, f"only {s.proxy.cuts} cuts"
@@ -645,6 +656,171 @@ def half_a_file_damaged(s: Scene) -> RunResult:
     return result
 
 
+# -- a phone by adb -------------------------------------------------------------------------------
+
+
+@fault("survived", "adb")
+def adb_cut_again_and_again(s: Phone) -> RunResult:
+    """Way to the phone cut at eight places by lot, from within a header to well into the run."""
+    with s.device.connect(s.home / "before"):
+        pass  # the worker is there, so that the cuts fall into the run
+    s.phone.cut_now()
+    luck, before = random.Random(0), s.phone.connections
+    s.phone.cuts = [luck.randrange(1, 5000) for _ in range(8)]
+    s.plan = replace(s.plan, reconnect_s=300)
+    result = s.run()
+    assert s.phone.connections - before >= 5
+    return result
+
+
+@fault("survived", "adb")
+def adb_cut_while_installing(s: Phone) -> RunResult:
+    """Way cut while the worker and its runtimes are pushed for the first time."""
+    s.phone.cuts = [3_000_000, 20_000_000]
+    s.plan = replace(s.plan, reconnect_s=300)
+    return s.run()
+
+
+@fault("survived", "adb")
+def adb_away_for_a_while(s: Phone) -> RunResult:
+    """Phone unplugged for three seconds."""
+
+    def away() -> None:
+        s.phone.stop()
+        threading.Timer(3.0, s.phone.start).start()
+
+    return s.run(s.at("run", away, i=4))
+
+
+@fault("reported", "adb")
+def adb_away_for_good(s: Phone) -> RunResult:
+    """Phone unplugged for good while the worker works."""
+    s.plan = replace(s.plan, reconnect_s=2.0)
+    s.refused(s.at("run", s.phone.stop, i=4))
+    assert s.said[-1][0] == 4
+    s.phone.start()
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    return s.resumed()
+
+
+@fault("reported", "adb")
+def adb_never_there(s: Phone) -> RunResult:
+    """Phone not there at all."""
+    s.phone.stop()
+    s.refused()
+    assert s.said[-1][0] == 4
+    s.phone.start()
+    return s.resumed()
+
+
+@fault("reported", "adb")
+def adb_not_trusted(s: Phone) -> RunResult:
+    """Phone no longer trusts this computer."""
+
+    def revoke() -> None:
+        s.phone.trusting = False
+        s.phone.cut_now()
+
+    s.plan = replace(s.plan, reconnect_s=2.0)
+    s.refused(s.at("run", revoke, i=4))
+    assert s.said[-1][0] == 4
+    s.phone.trusting = True
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    return s.resumed()
+
+
+@fault("survived", "adb")
+def adb_server_killed(s: Phone) -> RunResult:
+    """adb's own server on the host killed."""
+    return s.run(s.at("run", lambda: adb("kill-server"), i=4))
+
+
+@fault("reported", "adb")
+def adb_disk_full(s: Phone) -> RunResult:
+    """Phone's storage full while the model is sent."""
+    with _small_disk(s.far / "store", "64k"):
+        s.refused()
+        assert "storage is full" in s.said[-1][1], s.said
+    return s.resumed()
+
+
+# -- a page ---------------------------------------------------------------------------------------
+
+
+@fault("survived", "browser")
+def page_cut(s: Page) -> RunResult:
+    """Page's connection cut without a word, at several moments of the run."""
+
+    cuts: list[int] = []
+
+    def abort() -> None:
+        if s.server._socket is not None:  # it may be away since the last time
+            s.server._socket._req.transport.abort()
+            cuts.append(1)
+
+    def cut(sent: Mapping[str, Any]) -> None:
+        if sent["hetero"] in ("hello", "ready", "first") or sent.get("i") in (0, 4, 9):
+            s.server._loop.call_soon_threadsafe(abort)
+
+    result = s.run(cut)
+    assert cuts
+    return result
+
+
+@fault("survived", "browser")
+def page_reloaded(s: Page) -> RunResult:
+    """Page loaded anew by its user."""
+    return s.run(s.at("run", lambda: s.hand.do("Page.reload"), i=4))
+
+
+@fault("reported", "browser")
+def page_crashed(s: Page) -> RunResult:
+    """Page crashed, and nobody opens it again."""
+    s.plan = replace(s.plan, reconnect_s=1.0)
+    s.runtime(slow_ms=400)
+    s.refused(s.at("run", lambda: s.hand.do("Page.crash"), i=2))
+    assert s.said[-1][0] == 4
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    s.runtime()
+    return s.resumed()
+
+
+@fault("survived", "browser")
+def browser_killed(s: Page) -> RunResult:
+    """Browser killed, and the page opened in another one."""
+    s.runtime(slow_ms=400)
+    return s.run(s.at("run", lambda: threading.Thread(target=s.show).start(), i=2))
+
+
+@fault("reported", "browser")
+def page_fails(s: Page) -> RunResult:
+    """Runtime in the page fails at a row."""
+    s.runtime(at=6, do="fail")
+    s.refused()
+    s.runtime()
+    return s.resumed()
+
+
+@fault("reported", "browser")
+def page_out_of_memory(s: Page) -> RunResult:
+    """Page out of memory at a row."""
+    s.runtime(at=6, do="memory")
+    s.refused()
+    s.runtime()
+    return s.resumed()
+
+
+@fault("reported", "browser")
+def page_hangs(s: Page) -> RunResult:
+    """Runtime in the page hangs at a row, each time."""
+    s.runtime(at=6, do="hang")
+    s.plan = replace(s.plan, stall_s=2.0, restarts=0)
+    s.refused()
+    s.plan = replace(s.plan, stall_s=60.0)
+    s.runtime()
+    return s.resumed()
+
+
 def play(fault: Fault, kind: str) -> dict[str, Any]:
     """The row of the table for one fault on one kind of device.
 
@@ -653,19 +829,32 @@ def play(fault: Fault, kind: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="hetero-", ignore_cleanup_errors=True) as folder:
         begun = time.monotonic()
-        with Scene(kind, Path(folder) / "scene").open() as scene:
-            result = fault.inject(scene)
-            lost, doubled = scene.count(result)
-        hidden = {folder: "…", str(os.getpid()): "PID"}
-        said = [(code, text) for code, text in scene.said]
-        for old, new in hidden.items():
-            said = [(code, text.replace(old, new)) for code, text in said]
+        row: dict[str, Any] = {"fault": fault.name, "kind": kind, "promised": fault.ends}
+        scene = SCENES[kind](kind, Path(folder) / "scene")
+        try:
+            with scene.open():
+                result = fault.inject(scene)
+                lost, doubled = scene.count(result)
+        except (AssertionError, HeteroError, OSError) as error:
+            # A run that ended in an error nobody promised, or a fault that nobody noticed.
+            shown = _hidden(f"{type(error).__name__}: {error}", folder)
+            return {
+                **row,
+                "outcome": "failed",
+                "exit_codes": [],
+                "errors": [shown],
+                "then": scene.then,
+                "restarts": 0,
+                "rows": 0,
+                "rows_lost": len(scene.pixels),
+                "rows_duplicated": 0,
+                "seconds": round(time.monotonic() - begun, 1),
+            }
         return {
-            "fault": fault.name,
-            "kind": kind,
+            **row,
             "outcome": "reported" if scene.said else "survived",
-            "exit_codes": [code for code, _ in said],
-            "errors": [text for _, text in said],
+            "exit_codes": [code for code, _ in scene.said],
+            "errors": [_hidden(text, folder) for _, text in scene.said],
             "then": scene.then,
             "restarts": int(result.facts["restarts"]),
             "rows": len(result.outputs),
@@ -673,3 +862,17 @@ def play(fault: Fault, kind: str) -> dict[str, Any]:
             "rows_duplicated": doubled,
             "seconds": round(time.monotonic() - begun, 1),
         }
+
+
+def _hidden(text: str, folder: str) -> str:
+    """An error without what differs from one run to the next, or tells of this machine."""
+    known = {
+        folder: "FOLDER",
+        sys.executable: "PYTHON",
+        str(Path.home()): "HOME",
+        f"{getpass.getuser()}@": "USER@",
+        str(os.getpid()): "PID",
+    }
+    for old, new in known.items():
+        text = text.replace(old, new)
+    return re.sub(r"(127\.0\.0\.1\]?):\d+", r"\1:PORT", text)

@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +17,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from adbd import Adbd
 from fakes import fake_answers, put_fake_runtime, tiny_pixels
-from sshd import Proxy, Sshd, missing
+from pages import FAKE_ORT, MISSING, Remote, faulty_assets, remote
+from sshd import Proxy, Sshd, free_port, missing
 
+from benchmarks.latency_ab import write_stack
 from hetero.devices import Device, Plan, RunResult, open_device, run
 from hetero.devices._protocol import Reader, Row
 from hetero.errors import HeteroError
 
-KINDS = ("local", "ssh")
+KINDS = ("local", "ssh", "adb", "browser")
 ROWS = 12
+#: Of the net on the phone's double, whose runtime is real: some tens of milliseconds a row.
+LAYERS, CHANNELS, SIZE, SLOW_ROWS = 60, 32, 40, 80
 PLAN = Plan(
     warmup_runs=0, warmup_s=0, min_runs=3, min_s=0, max_s=60, timeout_s=240, heartbeat_s=10,
     stall_s=60, beat_s=0.2, restarts=1, reconnect_s=60,
@@ -57,6 +64,7 @@ class Scene:
     far: Path = Path()
     plan: Plan = PLAN
     pixels: np.ndarray = field(default_factory=lambda: tiny_pixels(ROWS))
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -70,7 +78,9 @@ class Scene:
     @contextlib.contextmanager
     def open(self) -> Iterator[Scene]:
         """With everything that is at the other end."""
-        with contextlib.ExitStack() as stack:
+        # Host keys are stored there; the user's own file is none of our business.
+        own = mock.patch.dict(os.environ, XDG_CONFIG_HOME=str(self.home / "config"))
+        with own, self._stack as stack:
             if self.kind == "ssh":
                 if why := missing():
                     raise NotHere(why)
@@ -80,15 +90,23 @@ class Scene:
             stack.callback(self._end)
             yield self
 
+    def until_end(self, context: contextlib.AbstractContextManager[None]) -> None:
+        """Enter something that is left when the scene is closed."""
+        self._stack.enter_context(context)
+
+    @property
+    def spec(self) -> str:
+        """What `open_device` takes."""
+        if self.kind == "local":
+            return f"local:python={self.python}"
+        who = f"{getpass.getuser()}@127.0.0.1:{self.proxy.port}"
+        more = f"key={self.server.key},python={self.python},folder={self.far},accept-new=yes"
+        return f"ssh:{who},{more}"
+
     @property
     def device(self) -> Device:
         """The device; opening it does nothing yet."""
-        if self.kind == "local":
-            return open_device(f"local:python={self.python}")
-        who = f"{getpass.getuser()}@127.0.0.1:{self.proxy.port}"
-        return open_device(
-            f"ssh:{who},key={self.server.key},python={self.python},folder={self.far},accept-new=yes"
-        )
+        return open_device(self.spec)
 
     def runtime(self, **fault: Any) -> None:
         """Make the device's runtime fail like this, see `fakes.FAKE_RUNTIME`, or not at all."""
@@ -167,16 +185,14 @@ class Scene:
         code = (
             "import sys; sys.path[:0] = ['.', 'tests']\n"
             "from pathlib import Path; from benchmarks.harness.scene import Scene, PLAN\n"
-            "from hetero.devices import open_device, run; from fakes import tiny_pixels\n"
-            "device, model, out, rows = sys.argv[1:]\n"
-            "run(open_device(device), Path(model), 'onnx', tiny_pixels(int(rows)),\n"
+            "from hetero.devices import open_device, run; import numpy as np\n"
+            "device, model, out, pixels = sys.argv[1:]\n"
+            "run(open_device(device), Path(model), 'onnx', np.load(pixels),\n"
             "    folder=Path(out), plan=PLAN)\n"
         )
-        spec = f"local:python={self.python}"
-        if self.kind == "ssh":
-            device: Any = self.device
-            spec = device.target.spec
-        call = [sys.executable, "-c", code, spec, str(self.model), str(self.out), str(ROWS)]
+        np.save(pixels := self.home / "pixels.npy", self.pixels)
+        call = [sys.executable, "-c", code, self.spec]
+        call += [str(x) for x in (self.model, self.out, pixels)]
         process = subprocess.Popen(call, stderr=subprocess.DEVNULL)
         try:
             until(lambda: len(list(self.far.glob("*/job.json"))) == 1)
@@ -193,11 +209,15 @@ class Scene:
 
     # -- judging --------------------------------------------------------------------------------
 
+    def answers(self) -> np.ndarray:
+        """What every row has to be."""
+        return fake_answers(self.pixels)
+
     def count(self, result: RunResult) -> tuple[int, int]:
         """Rows that are missing or wrong, and rows that were measured more than once."""
-        want = fake_answers(self.pixels)
+        want = self.answers()
         got = result.outputs
-        right = sum(np.array_equal(a, b) for a, b in zip(got, want, strict=False))
+        right = sum(np.allclose(a, b, rtol=1e-5) for a, b in zip(got, want, strict=False))
         assert result.folder is not None
         log = (result.folder / "log.jsonl").read_bytes()
         events = [e for _, e in Reader().feed(log + b"\n") if isinstance(e, Row)]
@@ -207,6 +227,106 @@ class Scene:
         other = sum(int(result.embed_ns[i]) != ns for i, ns in times.items())
         doubled = sum(often.values()) - len(often) + max(0, len(got) - len(want))
         return len(want) - right, max(doubled, other)
+
+
+class Phone(Scene):
+    """The real adb client, a double of the phone's daemon, and the native worker behind it.
+
+    Its runtime is onnxruntime itself, on a net that is slow enough to be disturbed at a row.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if shutil.which("adb") is None:
+            raise NotHere("adb is not installed")
+        write_stack(self.model, LAYERS, CHANNELS, SIZE)
+        draw = np.random.default_rng(3)
+        self.pixels = draw.integers(0, 256, (SLOW_ROWS, SIZE, SIZE, 3), dtype=np.uint8)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Scene]:
+        """With an adb server of its own."""
+        own = {"ANDROID_ADB_SERVER_PORT": str(free_port()), "HOME": str(self.home)}
+        with mock.patch.dict(os.environ, own), self._stack as stack:
+            os.environ.pop("ANDROID_SERIAL", None)
+            stack.callback(adb, "kill-server")
+            self.phone = Adbd()
+            self.phone.start()
+            stack.callback(self.phone.stop)
+            stack.callback(self._end)
+            yield self
+
+    def runtime(self, **fault: Any) -> None:
+        """It is as it is; where a row is to hang, rows are slow."""
+        if "once" in fault:
+            Path(fault["once"]).touch()
+
+    @property
+    def spec(self) -> str:
+        return f"adb:127.0.0.1:{self.phone.port},folder={self.far}"
+
+    def answers(self) -> np.ndarray:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
+        rows = [session.run(None, {"pixels": x[None]})[0] for x in self.pixels]
+        return np.concatenate(rows)
+
+
+class Page(Scene):
+    """A page in a real Chromium under remote control, its runtime a slow stand-in."""
+
+    hand: Remote
+    _assets: Path | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Scene]:
+        """The browser is started by `runtime`, with what it is to do wrong."""
+        if MISSING:
+            raise NotHere(MISSING)
+        from hetero.devices import browser
+
+        self.far = self.out
+        with self._stack as stack:
+            stack.callback(browser.close_all)
+            self._tab = stack.enter_context(contextlib.ExitStack())
+            self._assets = faulty_assets(self.home / "assets")
+            self.runtime()
+            yield self
+
+    def runtime(self, **fault: Any) -> None:
+        """Show the page anew in a new browser, with a runtime that fails like this."""
+        if self._assets is None:  # the scene is not open yet
+            return
+        at = self._assets / "onnxruntime-web/dist/ort.wasm.min.mjs"
+        at.write_text(FAKE_ORT % json.dumps({"slow_ms": 60, **fault}))
+        self.show()
+
+    def show(self) -> None:
+        """Open the page in a new browser; the one before is gone."""
+        self._tab.close()
+        self.hand = self._tab.enter_context(remote(self.server.address("127.0.0.1")))
+        assert self.server.wait(120), "nobody opened the page"
+
+    @property
+    def server(self) -> Any:
+        """The page's other end."""
+        from hetero.devices import browser
+
+        device: Any = self.device
+        return browser._host(device).server
+
+    @property
+    def spec(self) -> str:
+        return f"browser:port=0,wait_s=60,assets={self._assets}"
+
+
+SCENES = {"local": Scene, "ssh": Scene, "adb": Phone, "browser": Page}
+
+
+def adb(*words: str) -> None:
+    """A command of adb whose answer nobody needs."""
+    subprocess.run(["adb", *words], check=False, capture_output=True, timeout=60)
 
 
 def until(true: Callable[[], bool]) -> None:

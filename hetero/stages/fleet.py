@@ -184,9 +184,15 @@ class _Crew:
         return [f for f in self.files if f.kind in devices.formats_of(device)]
 
     def _lane(self, lane: Sequence[Any], here: bool) -> None:
-        """One device after the other, and of each one file after the other."""
+        """One device after the other, and of each one file after the other.
+
+        Emulated ones come last: a browser of this machine is in its lane, and is not to wait for
+        the end of what it is a part of.
+        """
         try:
-            for device in lane:
+            for device in sorted(lane, key=lambda x: x.execution == "emulated"):
+                if device.execution == "emulated" and here:
+                    self._quiet.set()
                 while device.execution == "emulated" and not self._quiet.wait(0.2):
                     if self._stop.is_set():
                         return
