@@ -85,8 +85,8 @@ def bundle(name: str, folder: Path) -> Any:
     )
 
 
-def fill(name: str, folder: Path) -> None:
-    """Every missing cell of an architecture, each kept in its own file as soon as it is known."""
+def fill(name: str, folder: Path, precisions: Sequence[str] | None = None) -> None:
+    """Missing cells of an architecture, each kept in its own file as soon as it is known."""
     import torch
 
     from benchmarks import support_nets as nets
@@ -96,13 +96,14 @@ def fill(name: str, folder: Path) -> None:
     made = bundle(name, folder / "bundle")
     calibration = nets.pictures("train", CALIBRATION)
     for format in FORMATS:
-        left = [p for p in wanted(format) if not _cell(folder, format, p).exists()]
+        left = [p for p in wanted(format) if not precisions or p in precisions]
+        left = [p for p in left if not _cell(folder, format, p).exists()]
         while left:
             for cell in _tried(made, format, left, calibration):
                 write_json(_cell(folder, format, cell["precision"]), {"architecture": name, **cell})
                 left = left[1:]
                 print(name, format, cell["precision"], _said(cell), flush=True)
-    if not (folder / "latency.json").exists():
+    if not precisions and not (folder / "latency.json").exists():
         write_json(folder / "latency.json", timed(folder / "bundle"))
 
 
@@ -237,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write docs/support.md")
     parser.add_argument("--latency", action="store_true", help="only measure times anew")
     parser.add_argument("--only", nargs="*", help="these architectures")
+    parser.add_argument("--precisions", nargs="*", help="these, others later")
     parser.add_argument("--jobs", type=int, default=1, help="architectures at a time")
     args = parser.parse_args(argv)
     if not args.page:
@@ -250,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             context = get_context("spawn")
             with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-                for done in [pool.submit(fill, n, work / n) for n in names]:
+                for done in [pool.submit(fill, n, work / n, args.precisions) for n in names]:
                     done.result()
         write_json(RAW, assembled(work))
     support_page.PAGE.write_text(support_page.render(json.loads(RAW.read_text())))
