@@ -30,7 +30,7 @@ def render(raw: dict[str, Any]) -> str:
         "a file is. The int8 columns are harsher than on trained nets.",
         "",
         f"Latency: processor time of one thread, one picture, the median of {raw['rounds']} rounds in which all files of an architecture "
-        f"take turns{_busy(raw)} Conversion: seconds on the clock, which other work lengthens.",
+        f"take turns{_busy(raw)} Conversion: by the clock, so longer on a busy machine.",
         "",
         *_sums(cells),
     ]
