@@ -71,7 +71,7 @@ def main() -> None:
         save(
             args.results / "int8.json",
             {
-                "command": "python -m benchmarks.int8 RUN",
+                "command": "python -m benchmarks.int8 RUN" + ("" if args.qat else " --qat 0"),
                 "seed": args.seed,
                 "qat_epochs": args.qat,
                 "machine": machine(),

@@ -362,11 +362,15 @@ def _photographs(raw: dict[str, Any]) -> str:
 
 
 def _int8(raw: dict[str, Any]) -> str:
+    trained = "with int8 epochs" in {r["training"] for r in raw["files"]}
+    epochs = (
+        f"; with int8 epochs: {raw['qat_epochs']} epochs of quantisation-aware training at the end"
+    )
     lines = [
         "## What int8 costs search",
         "",
         f"`{raw['command']}`, RUN being the demo's of seed {raw['seed']}: its query model in int8, held to itself in PyTorch on the "
-        f"demo's test classes; with int8 epochs: {raw['qat_epochs']} epochs of quantisation-aware training at the end. Mixed: the fewest "
+        f"demo's test classes{epochs if trained else ''}. Mixed: the fewest "
         "layers in float that keep to 0.5 points of Recall@1 and 1 % negative flips on validation classes. Core ML: by the reference "
         "interpreter, not Apple's runtime. 95 % intervals.",
         "",

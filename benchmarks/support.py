@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -84,8 +85,8 @@ def bundle(name: str, folder: Path) -> Any:
     )
 
 
-def fill(name: str, folder: Path) -> None:
-    """Every missing cell of an architecture, each kept in its own file as soon as it is known."""
+def fill(name: str, folder: Path, precisions: Sequence[str] | None = None) -> None:
+    """Missing cells of an architecture, each kept in its own file as soon as it is known."""
     import torch
 
     from benchmarks import support_nets as nets
@@ -95,14 +96,15 @@ def fill(name: str, folder: Path) -> None:
     made = bundle(name, folder / "bundle")
     calibration = nets.pictures("train", CALIBRATION)
     for format in FORMATS:
-        left = [p for p in wanted(format) if not _cell(folder, format, p).exists()]
+        left = [p for p in wanted(format) if not precisions or p in precisions]
+        left = [p for p in left if not _cell(folder, format, p).exists()]
         while left:
             for cell in _tried(made, format, left, calibration):
                 write_json(_cell(folder, format, cell["precision"]), {"architecture": name, **cell})
                 left = left[1:]
                 print(name, format, cell["precision"], _said(cell), flush=True)
-    if not (folder / "latency.json").exists():
-        write_json(folder / "latency.json", latency(folder / "bundle"))
+    if not precisions and not (folder / "latency.json").exists():
+        write_json(folder / "latency.json", timed(folder / "bundle"))
 
 
 def _cell(folder: Path, format: str, precision: str) -> Path:
@@ -147,6 +149,11 @@ def _tried(
             # Where to look further is no reason.
             "reason": " ".join(str(error).split()).partition("; see ")[0],
         }
+
+
+def timed(root: Path) -> dict[str, Any]:
+    """What `latency` gives, and how many processes wanted a processor before it began."""
+    return {"load_average": round(os.getloadavg()[0], 1), "files": latency(root)}
 
 
 def latency(root: Path) -> dict[str, dict[str, float]]:
@@ -194,14 +201,18 @@ def assembled(work: Path) -> dict[str, Any]:
         if not (folder / "bundle").exists():
             continue
         model = Bundle.load(folder / "bundle", verify=False).manifest.model
-        about[name] = {"parameters": model.parameters, "macs": model.macs}
-        timed = folder / "latency.json"
-        times = json.loads(timed.read_text()) if timed.exists() else {}
+        path = folder / "latency.json"
+        times = json.loads(path.read_text()) if path.exists() else {"files": {}}
+        about[name] = {
+            "parameters": model.parameters,
+            "macs": model.macs,
+            "load_average": times.get("load_average"),
+        }
         for format in FORMATS:
             for precision in wanted(format):
                 if _cell(folder, format, precision).exists():
                     cell = json.loads(_cell(folder, format, precision).read_text())
-                    found = times.get(f"{format} {precision}")
+                    found = times["files"].get(f"{format} {precision}")
                     cells.append({**cell, "latency": found})
     return {
         "command": "python -m benchmarks.support",
@@ -212,6 +223,7 @@ def assembled(work: Path) -> dict[str, Any]:
         "rounds": ROUNDS,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
         "versions": {t: importlib.metadata.version(t) for t in _TOOLS},
         "architectures": about,
         "cells": cells,
@@ -226,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write docs/support.md")
     parser.add_argument("--latency", action="store_true", help="only measure times anew")
     parser.add_argument("--only", nargs="*", help="these architectures")
+    parser.add_argument("--precisions", nargs="*", help="these, others later")
     parser.add_argument("--jobs", type=int, default=1, help="architectures at a time")
     args = parser.parse_args(argv)
     if not args.page:
@@ -235,11 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [n for n in nets.ARCHITECTURES if not args.only or n in args.only]
         if args.latency:
             for name in names:  # one at a time: they are to be quiet
-                write_json(work / name / "latency.json", latency(work / name / "bundle"))
+                write_json(work / name / "latency.json", timed(work / name / "bundle"))
         else:
             context = get_context("spawn")
             with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-                for done in [pool.submit(fill, n, work / n) for n in names]:
+                for done in [pool.submit(fill, n, work / n, args.precisions) for n in names]:
                     done.result()
         write_json(RAW, assembled(work))
     support_page.PAGE.write_text(support_page.render(json.loads(RAW.read_text())))

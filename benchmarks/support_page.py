@@ -29,6 +29,9 @@ def render(raw: dict[str, Any]) -> str:
         "Weights are random; batch norms have the statistics of real pictures. So the float columns say how exact "
         "a file is. The int8 columns are harsher than on trained nets.",
         "",
+        f"Latency: processor time of one thread, one picture, the median of {raw['rounds']} rounds in which all files of an architecture "
+        f"take turns{_busy(raw)} Conversion: by the clock, so longer on a busy machine.",
+        "",
         *_sums(cells),
     ]
     for name, about in raw["architectures"].items():
@@ -57,6 +60,17 @@ def render(raw: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in raw["versions"].items())
     lines += ["", f"{raw['system']}, Python {raw['python']}; {versions}."]
     return "\n".join(lines) + "\n"
+
+
+def _busy(raw: dict[str, Any]) -> str:
+    """What else ran meanwhile: on a busy machine times are longer than they need be."""
+    loads = [a["load_average"] for a in raw["architectures"].values() if a["load_average"]]
+    if not loads or max(loads) < raw["processors"]:
+        return "."
+    return (
+        f"; other work ran meanwhile (load average {min(loads):g} to {max(loads):g} on {raw['processors']} processors), so "
+        "compare within an architecture, by the ratio."
+    )
 
 
 def _sums(cells: list[dict[str, Any]]) -> list[str]:

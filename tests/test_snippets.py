@@ -181,6 +181,17 @@ def test_the_self_check_sees_vectors_of_another_model(python, tmp_path):
     assert len(module.self_check(tmp_path / "c", lambda _: np.ones(4))) == 8
 
 
+def test_the_self_check_tells_of_pixels_of_another_size(python, tmp_path):
+    given = replace(SPEC, preprocess=replace(SPEC.preprocess, size_px=19))
+    canary_folder(tmp_path / "c", given)
+    index = json.loads((tmp_path / "c/canaries.json").read_text())
+    index["preprocess_sha256"] = SPEC.preprocess.sha256
+    (tmp_path / "c/canaries.json").write_text(json.dumps(index))
+    mistakes = python(SPEC).self_check(tmp_path / "c")
+    assert len(mistakes) == len(index["canaries"])
+    assert mistakes[0] == "c0.png: pixels (17, 17, 3), expected (19, 19, 3)"
+
+
 def test_the_self_check_refuses_canaries_of_another_file(python, tmp_path):
     canary_folder(tmp_path / "c", replace(SPEC, file_sha256="c" * 64))
     (mistake,) = python(SPEC).self_check(tmp_path / "c")

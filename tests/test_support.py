@@ -12,10 +12,12 @@ RAW = {
     "size_px": 96,
     "dim": 128,
     "probes": 32,
+    "rounds": 20,
+    "processors": 2,
     "python": "3.11",
     "system": "Linux x86_64",
     "versions": {"torch": "2"},
-    "architectures": {"net": {"parameters": 2_500_000, "macs": 30_000_000}},
+    "architectures": {"net": {"parameters": 2_500_000, "macs": 30_000_000, "load_average": 0.4}},
     "cells": [
         {
             "architecture": "net",
@@ -46,6 +48,13 @@ def test_the_page_says_what_works_what_fails_and_what_is_below_its_target():
     assert "| tflite fp32 | **fails** |" in page
     assert "- net: no such op" in page
     assert "- net onnx fp16: 0.999100, wanted 0.9995" in page
+
+
+def test_the_page_says_whether_other_work_ran_while_it_was_timed():
+    assert "other work" not in support_page.render(RAW)
+    about = {"net": {**RAW["architectures"]["net"], "load_average": 3.1}}
+    page = support_page.render({**RAW, "architectures": about})
+    assert "other work ran meanwhile (load average 3.1 to 3.1 on 2 processors)" in page
 
 
 def test_the_page_is_made_from_the_raw_file():

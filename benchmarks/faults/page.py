@@ -19,7 +19,7 @@ def section(raw: dict[str, Any]) -> str:
         "",
         f"`{raw['command']}`: {raw['distinct_faults']} seeded faults in an app, a runtime or a model file, each in "
         f"{' and '.join(f'`{b}`' for b in raw['models'].values())}, and {raw['n_controls']} controls in which nothing is wrong. The seed was "
-        "not looked at before: hypotheses were written on other seeds. Right is only the true stage named first.",
+        "not looked at before: hypotheses were written on other seeds, though on the same kinds of fault. Right is only the true stage named first.",
         "",
         f"Right stage first: **{raw['right_stage_first']} of {raw['n_faults']}**, {100 * raw['share']:.1f} % "
         f"(95 % interval {low:.1f} to {high:.1f}). False alarms: {alarms}, at most "

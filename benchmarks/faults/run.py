@@ -110,7 +110,8 @@ def digest() -> str:
     whole = hashlib.sha256()
     for folder in ("hetero/diagnose", "benchmarks/faults"):
         for path in sorted((root / folder).rglob("*.py")):
-            whole.update(path.read_bytes())
+            if path.name != "page.py":  # which only shows results
+                whole.update(path.read_bytes())
     return whole.hexdigest()[:12]
 
 

@@ -194,6 +194,9 @@ def self_check(folder, run=None):
             for k in ("rgb", "pixels", "vector")
         )
         got = pixels(rgb)
+        if got.shape != want.shape:
+            mistakes.append(f"{c['picture']}: pixels {got.shape}, expected {want.shape}")
+            continue
         off = int(np.abs(got.astype(int) - want.astype(int)).max())
         if off:
             mistakes.append(f"{c['picture']}: pixels are up to {off} levels off")
