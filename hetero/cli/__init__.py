@@ -24,8 +24,8 @@ from hetero.cli import (
     demo,
     diagnose,
     machines,
-    signing,
     search,
+    signing,
     snippet,
     train,
 )

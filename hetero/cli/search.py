@@ -43,6 +43,9 @@ def search(
     own_epochs: Annotated[
         int, typer.Option(min=0, help="Of the winner's own training; 0 keeps inherited weights.")
     ] = 40,
+    start: Annotated[
+        str, typer.Option(help="Of that training: from inherited weights, or from scratch.")
+    ] = "inherited",
     batch: Annotated[int, typer.Option()] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
     seed: Seed = 0,
@@ -70,6 +73,8 @@ def search(
         )
     if reward not in ("r1", "r2", "r3"):
         raise ConfigError(f"--reward {reward!r}: there are r1, r2, r3")
+    if start not in ("inherited", "scratch"):
+        raise ConfigError(f"--start {start!r}: there are inherited, scratch")
     ((cost, most),) = given.items()
     parent = load_bundle(gallery, "gallery")
     outcome = searching.search(
@@ -78,7 +83,14 @@ def search(
         SupernetRecipe(space, sampling, method, settings(set_), views),  # type: ignore[arg-type]
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed),
         Budget(cost, number(most)),
-        searching.SearchOptions(trials, reward, probes, epochs=own_epochs, lr=lr),  # type: ignore[arg-type]
+        searching.SearchOptions(
+            trials,
+            reward,  # type: ignore[arg-type]
+            probes,
+            epochs=own_epochs,
+            start=start,  # type: ignore[arg-type]
+            lr=lr,
+        ),
         output,
         resume=resume,
         reporter=reporter(quiet),

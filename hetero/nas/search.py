@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from hetero.nas.rewards import Rewards, Which
 from hetero.nas.space import Architecture, SearchSpace
 from hetero.progress import Reporter
 
+#: Times as many architectures are asked for as are scored: in a small space most are known.
+ASKED = 20
 JOURNAL = "search.journal"
 FOUND = "found.json"
 
@@ -134,7 +136,8 @@ def search(
         score: Its rewards with inherited weights; asked only within the budget.
         budget: What it may cost.
         folder: Gets search.journal and found.json.
-        trials: Architectures to look at, those of an earlier call included.
+        trials: Architectures to score, those of an earlier call included. Those above the budget
+            and those known already come for nothing; at most `ASKED` times as many are asked for.
         which: The reward that is sought.
         population: Of a generation.
         seed: Of evolution.
@@ -151,28 +154,34 @@ def search(
         if trial.state.name == "COMPLETE":
             c = Candidate(**{**trial.user_attrs["candidate"]})
             known[c.backbone] = _same(c)
-    done = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
-    if not done:
+    asked = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
+    if not asked:
         # The first generation knows both ends; the rest of it is drawn.
         for end in (space.smallest(), space.largest()):
             study.enqueue_trial({c.name: v for c, v in zip(space.choices, end, strict=True)})
-    with reporter.bar("search", trials, done=min(done, trials)) as bar:
-        for _ in range(done, trials):
+    scored = sum(c.fits for c in known.values())
+    with reporter.bar("search", trials, done=min(scored, trials)) as bar:
+        while scored < trials and asked < ASKED * trials:
             trial = study.ask()
             architecture = tuple(
                 trial.suggest_categorical(c.name, list(c.values)) for c in space.choices
             )
             backbone = space.backbone(architecture)
-            if backbone not in known:
+            new = backbone not in known
+            if new:
                 cost = price(architecture)
                 fits = cost <= budget.most
                 found = score(architecture) if fits else Rewards(0.0, 0.0)
                 known[backbone] = Candidate(backbone, architecture, cost, found.r1, found.r2, fits)
             candidate = known[backbone]
             trial.set_user_attr("candidate", asdict(candidate))
-            trial.set_user_attr("over", candidate.cost / budget.most - 1)
+            # Above 0 beyond the budget, by how much; such candidates rank last.
+            trial.set_constraint("over", candidate.cost / budget.most - 1)
             study.tell(trial, (candidate.reward(which), candidate.cost))
-            bar.advance(1, f"{which} {candidate.reward(which):.3f}  {candidate.cost:.4g}")
+            asked += 1
+            if new and candidate.fits:
+                scored += 1
+                bar.advance(1, f"{which} {candidate.reward(which):.3f}  {candidate.cost:.4g}")
     found_all = Found(tuple(known.values()), which, budget)
     write_json(
         folder / FOUND,
@@ -190,11 +199,6 @@ def search(
 def _same(candidate: Candidate) -> Candidate:
     """JSON has no tuples."""
     return Candidate(**{**asdict(candidate), "architecture": tuple(candidate.architecture)})
-
-
-def _over(trial: Any) -> Sequence[float]:
-    """Above 0 for a candidate beyond the budget, by how much; Optuna ranks those last."""
-    return (float(trial.user_attrs["over"]),)
 
 
 def _study(folder: Path, name: str, population: int, seed: int) -> Any:
@@ -216,6 +220,5 @@ def _study(folder: Path, name: str, population: int, seed: int) -> Any:
         population_size=population,
         # A continued search must not draw again what it drew before.
         seed=seed * 1_000_003 + done,
-        constraints_func=_over,
     )
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler)

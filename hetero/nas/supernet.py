@@ -96,14 +96,16 @@ class Supernet(Several):
 
         Args:
             architecture: Of the space.
-            batches: How many of the supernet's batches its statistics are taken of.
+            batches: How many of the supernet's batches its statistics are taken of; with 0 it has
+                those of a new net, which is good for showing what they are good for.
         """
         net = models.build(self.space.backbone(architecture), self.dim, self.size_px, self.inner)
         with torch.no_grad():
             for name, value in self._slices(net).items():
                 net.get_parameter(name).copy_(value)
-        recalibrate(net, self.batches[:batches])
-        return net
+        if batches:
+            recalibrate(net, self.batches[:batches])
+        return net.eval()
 
     def _make(self, backbone: str) -> EmbeddingNet:
         """A net whose parameters are shapes only."""

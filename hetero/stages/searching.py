@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,8 @@ class SearchOptions:
         probes: Architectures trained on their own to see whether the supernet's scores mean
             anything; 0 searches without asking.
         probe_epochs: Of each probe.
-        epochs: Of the winner's own training; 0 takes the supernet's weights.
+        epochs: Of the winner's own training; 0 takes the supernet's weights as they are.
+        start: "inherited" trains the winner on from the supernet's weights, "scratch" anew.
         lr: Of the winner's and the probes' own training.
     """
 
@@ -43,6 +44,7 @@ class SearchOptions:
     probes: int = 3
     probe_epochs: int = 4
     epochs: int = 40
+    start: Literal["inherited", "scratch"] = "inherited"
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -99,7 +101,19 @@ def search(
         TrainingError: The supernet's scores mean nothing; the message says by how much.
         ConfigError: Nothing fits the budget.
     """
-    cost = nas.load_cost(budget.cost)
+    space, cost = nas.load_space(recipe.space), nas.load_cost(budget.cost)
+    size_px = gallery.preprocess.size_px
+
+    def price(architecture: Architecture) -> float:
+        net = models.build(space.backbone(architecture), gallery.space.dim, size_px, recipe.dim)
+        return cost.of(net, size_px)
+
+    least = price(space.smallest())
+    if least > budget.most:
+        raise ConfigError(
+            f"search: the smallest architecture of {recipe.space} costs {least:.4g} {cost.unit}, "
+            f"the budget is {budget.most:g}; allow more, or search a space of smaller ones"
+        )
     trained = train_supernet(
         gallery,
         images,
@@ -117,14 +131,8 @@ def search(
             "architectures would be noise. Train it longer (--epochs), by the sandwich rule, or on "
             "a smaller space"
         )
-    size_px = gallery.preprocess.size_px
-
-    def price(architecture: Architecture) -> float:
-        backbone = trained.net.space.backbone(architecture)
-        return cost.of(models.build(backbone, gallery.space.dim, size_px, recipe.dim), size_px)
-
     found = nas.search(
-        trained.net.space,
+        space,
         price,
         trained.score,
         budget,
@@ -138,19 +146,29 @@ def search(
     best = found.best
     reporter.line(f"search: {best.backbone}, {best.cost:.4g} {cost.unit}, R2 {best.r2:.3f}")
     _plot(found, cost.unit, root / "front.svg")
-    if options.epochs:
-        bundle = train_query(
-            gallery,
-            images,
-            recipe.query(best.backbone),
-            replace(settings, epochs=options.epochs, lr=options.lr),
+    own = replace(settings, epochs=options.epochs, lr=options.lr)
+    if not options.epochs:
+        bundle = trained.bundle(best.architecture, root / "query")
+    elif options.start == "inherited":
+        bundle = trained.tuned(
+            best.architecture,
+            own,
             root / "query",
             vectors=root / "vectors",
             resume=resume,
             reporter=reporter,
         )
     else:
-        bundle = trained.bundle(best.architecture, root / "query")
+        bundle = train_query(
+            gallery,
+            images,
+            recipe.query(best.backbone),
+            own,
+            root / "query",
+            vectors=root / "vectors",
+            resume=resume,
+            reporter=reporter,
+        )
     write_json(
         root / "search.json",
         {

@@ -27,7 +27,7 @@ from hetero.nas.space import load as load_space
 from hetero.nas.supernet import Sampling, Supernet
 from hetero.progress import Reporter
 from hetero.train._pictures import Pictures, gather
-from hetero.train._writing import run_digest
+from hetero.train._writing import finished, run_digest
 from hetero.train.query import QueryRecipe, fit_query, run_of, write_query
 
 WEIGHTS, NOTE = "supernet.safetensors", "supernet.json"
@@ -97,6 +97,47 @@ class Trained:
         side = models.embed_pixels(net, self.gallery.preprocess, self.pictures.watched)
         return rewards(self.pictures.watch, side, self.gallery_side)
 
+    def tuned(
+        self,
+        architecture: Architecture,
+        settings: Settings,
+        root: Path,
+        *,
+        vectors: Path | None = None,
+        resume: bool = False,
+        reporter: Reporter,
+    ) -> Bundle:
+        """The query bundle of an architecture, trained further from its inherited weights.
+
+        Args:
+            architecture: Of the space.
+            settings: Of its own training.
+            root: See `hetero.train.train_query`, as what follows.
+            vectors: The same.
+            resume: The same.
+            reporter: The same.
+        """
+        recipe = self.recipe.query(self.net.space.backbone(architecture))
+        run = {**run_of(self.gallery, self.images, recipe), "supernet": self.digest}
+        if resume and (done := finished(root, run, settings)):
+            reporter.line(f"query model: {root} is finished")
+            return done
+
+        def build(_: Pictures) -> nn.Module:
+            return self.net.extract(architecture)
+
+        net, pictures = fit_query(
+            build, self.gallery, self.images, recipe, settings, root, run, vectors, resume, reporter
+        )
+        assert isinstance(net, models.EmbeddingNet)
+        return write_query(
+            root, run, net, recipe, self.gallery, self.images, pictures, settings, self._said
+        )
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        return {"supernet": self.digest[:12], "space": self.recipe.space}
+
     def bundle(self, architecture: Architecture, root: Path) -> Bundle:
         """The query bundle of an architecture with inherited weights."""
         backbone = self.net.space.backbone(architecture)
@@ -110,7 +151,7 @@ class Trained:
             self.images,
             self.pictures,
             self.settings,
-            {"supernet": self.digest[:12], "space": self.recipe.space},
+            self._said,
         )
 
 

@@ -95,8 +95,8 @@ class Table:
         unknown = sorted(set(done) - set(self.rows))
         if unknown:
             raise ConfigError(
-                f"latency table: no row for {unknown[0]!r} ({len(unknown)} such operators); measure "
-                "the space that is searched"
+                f"latency table: no row for {unknown[0]!r} ({len(unknown)} such operators); "
+                "measure the space that is searched"
             )
         total = sum(
             calls * self.rows[name][0] + mmacs * self.rows[name][1]

@@ -14,6 +14,7 @@ from hetero.nas.space import Choice, SearchSpace
 _DEFAULTS = {
     "widths": "0.25/0.35/0.5/0.65/0.8/1",
     "sizes": "0",
+    "strides": "2",
     "kernels": "3/5",
     "expands": "2/3/4",
 }
@@ -24,18 +25,20 @@ def space(options: str = "") -> SearchSpace:
 
     Args:
         options: Values to choose from, such as ``kernels=3/5/7``, ``expands=2/3/4/6``,
-            ``sizes=24/32``, ``widths=0.5/1``; and options of the family that stay as they are,
-            such as ``stride=1`` or ``se=1,act=hswish``.
+            ``sizes=24/32``, ``strides=1/2`` (of the stem), ``widths=0.5/1``; and options of the
+            family that stay as they are, such as ``last=384`` or ``se=1,act=hswish``.
 
     Raises:
         ConfigError: Values that are no numbers.
     """
     fixed = {k: v for k, _, v in (part.partition("=") for part in filter(None, options.split(",")))}
     values = {k: _numbers(k, fixed.pop(k, default)) for k, default in _DEFAULTS.items()}
-    sizes = values["sizes"]
+    # The longer stride is the cheaper one.
+    sizes, strides = values["sizes"], values["strides"][::-1]
     choices = (
         Choice("width", values["widths"]),
         *([Choice("size", sizes)] if sizes != (0,) else []),
+        *([Choice("stride", strides)] if strides != (2,) else []),
         *(Choice(f"depth{s}", tuple(range(1, DEEPEST + 1))) for s in range(len(STAGES))),
         *(Choice(f"kernel{b}", values["kernels"]) for b in range(BLOCKS)),
         *(Choice(f"expand{b}", values["expands"]) for b in range(BLOCKS)),
@@ -57,7 +60,7 @@ def space(options: str = "") -> SearchSpace:
             "depth": "".join(map(str, depth)),
             "kernel": digits("kernel"),
             "expand": digits("expand"),
-            **({"size": f"{values['size']:g}"} if "size" in values else {}),
+            **{k: f"{values[k]:g}" for k in ("size", "stride") if k in values},
             **fixed,
         }
         return "elastic:" + ",".join(f"{k}={v}" for k, v in parts.items())
