@@ -76,13 +76,17 @@ def search(
     if start not in ("inherited", "scratch"):
         raise ConfigError(f"--start {start!r}: there are inherited, scratch")
     ((cost, most),) = given.items()
+    if sampling not in ("sandwich", "single"):
+        raise ConfigError(f"--sampling {sampling!r}: there are sandwich, single")
+    budget = Budget(cost, number(most))
+    recipe = SupernetRecipe(space, sampling, method, settings(set_), views)  # type: ignore[arg-type]
     parent = load_bundle(gallery, "gallery")
     outcome = searching.search(
         parent,
         embedding.load_images(data, parent),
-        SupernetRecipe(space, sampling, method, settings(set_), views),  # type: ignore[arg-type]
+        recipe,
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed),
-        Budget(cost, number(most)),
+        budget,
         searching.SearchOptions(
             trials,
             reward,  # type: ignore[arg-type]

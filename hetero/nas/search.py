@@ -152,8 +152,8 @@ def search(
     known: dict[str, Candidate] = {}
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name == "COMPLETE":
-            c = Candidate(**{**trial.user_attrs["candidate"]})
-            known[c.backbone] = _same(c)
+            c = _candidate(trial.user_attrs["candidate"])
+            known[c.backbone] = c
     asked = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
     if not asked:
         # The first generation knows both ends; the rest of it is drawn.
@@ -196,9 +196,9 @@ def search(
     return found_all
 
 
-def _same(candidate: Candidate) -> Candidate:
-    """JSON has no tuples."""
-    return Candidate(**{**asdict(candidate), "architecture": tuple(candidate.architecture)})
+def _candidate(kept: dict[str, Any]) -> Candidate:
+    """What was kept as JSON, which has no tuples."""
+    return Candidate(**{**kept, "architecture": tuple(kept["architecture"])})
 
 
 def _study(folder: Path, name: str, population: int, seed: int) -> Any:

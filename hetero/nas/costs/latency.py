@@ -166,7 +166,8 @@ def fitted(
     # Each row divided by its latency: a small net's microsecond counts as much as a big one's.
     matrix = np.asarray(wanted) / latency_ns[:, None]
     scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
-    times = nnls(matrix / scale, np.ones(len(done)))[0] / scale
+    # To a tenth of a nanosecond, as a file has it.
+    times = np.round(nnls(matrix / scale, np.ones(len(done)))[0] / scale, 1)
     half = len(names)
     rows = {
         name: (float(times[1 + at]), float(times[1 + half + at])) for at, name in enumerate(names)
