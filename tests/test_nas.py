@@ -357,6 +357,19 @@ def test_a_table_fitted_to_exact_latencies_predicts_others() -> None:
     assert np.abs(latency.errors(fitted, done[50:], took[50:])).max() < 0.01
 
 
+def test_a_row_of_a_kind_stands_for_operators_that_have_none() -> None:
+    table = latency.Table({"conv": (1e6, 2e6), "conv 3x3 s1 8px": (3e6, 0.0)})
+    assert table.latency_ms({"conv 5x5 s1 8px": (2, 1.5)}) == pytest.approx(2 * 1 + 1.5 * 2)
+    assert table.latency_ms({"conv 3x3 s1 8px": (1, 1.5)}) == pytest.approx(3)
+
+
+def test_few_networks_are_explained_by_the_kinds_of_their_operators() -> None:
+    done = [{"conv 3x3 s1 8px": (1, 1.0 + at), "conv 5x5 s1 4px": (2, 3.0 * at)} for at in range(3)]
+    took = np.array([1e6 * (5 + 2 * (1.0 + 4.0 * at)) for at in range(3)])
+    fitted = latency.fitted(done, took, {})
+    assert np.abs(latency.errors(fitted, [{"conv 7x7 s1 2px": (3, 8.0)}], np.array([21e6]))) < 0.2
+
+
 def test_a_table_that_is_off_says_by_how_much() -> None:
     done = [{"linear": (1, 2.0)}]
     table = latency.Table({"linear": (1e6, 1e6)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +145,7 @@ def search(
     best = found.best
     reporter.line(f"search: {best.backbone}, {best.cost:.4g} {cost.unit}, R2 {best.r2:.3f}")
     _plot(found, cost.unit, root / "front.svg")
-    own = replace(settings, epochs=options.epochs, lr=options.lr)
+    own = replace(settings, epochs=options.epochs or 1, lr=options.lr)
     if not options.epochs:
         bundle = trained.bundle(best.architecture, root / "query")
     elif options.start == "inherited":
@@ -315,9 +314,7 @@ def measure(
     took = np.array([r["latency_ns"] for r in rows], float)
     fit = slice(0, options.fitted)
     table = latency.fitted(done[fit], took[fit], {})
-    off = np.abs(
-        latency.errors(_covering(table, done), done[options.fitted :], took[options.fitted :])
-    )
+    off = np.abs(latency.errors(table, done[options.fitted :], took[options.fitted :]))
     about = {
         "device": options.device,
         "format": options.format,
@@ -339,12 +336,6 @@ def measure(
         },
     )
     return table
-
-
-def _covering(table: latency.Table, done: Sequence[latency.Operators]) -> latency.Table:
-    """The table with zero rows for operators that only held-out architectures have."""
-    missing = {name for some in done for name in some} - set(table.rows)
-    return replace(table, rows={**dict.fromkeys(missing, (0.0, 0.0)), **table.rows})
 
 
 def _measured(

@@ -34,6 +34,9 @@ UNIT = "ms"
 _COLUMNS = ("operator", "ns_per_call", "ns_per_mmac")
 #: The row that every network has once: entering and leaving the runtime.
 BASE = "base"
+#: How much operators may be pulled towards their kind, and in how many parts networks are left out.
+_PULLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_FOLDS = 5
 
 #: Operator class -> calls, and millions of multiply-accumulates.
 Operators = Mapping[str, tuple[int, float]]
@@ -73,7 +76,8 @@ class Table:
     """Nanoseconds a call and a million multiply-accumulates, by class of operator.
 
     Attributes:
-        rows: Class -> the two numbers; `BASE` has one a network.
+        rows: Class -> the two numbers; `BASE` has one a network. A row of a kind alone, such as
+            "depthwise", stands for all of its classes that have none.
         about: Device, format, precision and how good the fit is: free text by key.
     """
 
@@ -92,16 +96,16 @@ class Table:
         Raises:
             ConfigError: The table does not know one of its operators.
         """
-        unknown = sorted(set(done) - set(self.rows))
+        unknown = sorted(n for n in done if n not in self.rows and _kind(n) not in self.rows)
         if unknown:
             raise ConfigError(
                 f"latency table: no row for {unknown[0]!r} ({len(unknown)} such operators); "
                 "measure the space that is searched"
             )
-        total = sum(
-            calls * self.rows[name][0] + mmacs * self.rows[name][1]
-            for name, (calls, mmacs) in done.items()
-        )
+        total = 0.0
+        for name, (calls, mmacs) in done.items():
+            call_ns, mmac_ns = self.rows.get(name) or self.rows[_kind(name)]
+            total += calls * call_ns + mmacs * mmac_ns
         return (total + sum(self.rows.get(BASE, (0.0, 0.0)))) / 1e6
 
     def save(self, path: Path) -> None:
@@ -146,6 +150,9 @@ def fitted(
 ) -> Table:
     """The table that explains measured latencies best, in relative terms, without negative times.
 
+    An operator's times are pulled towards those of its kind, as much as predicts best on networks
+    left out in turn: few networks cannot tell all operators apart.
+
     Args:
         done: What each measured network does.
         latency_ns: What it took.
@@ -154,10 +161,56 @@ def fitted(
     Raises:
         ConfigError: Nothing was measured.
     """
-    from scipy.optimize import nnls
-
     if not len(done) or len(done) != len(latency_ns):
         raise ConfigError(f"latency table: {len(done)} networks with {len(latency_ns)} latencies")
+    kinds = [_by_kind(some) for some in done]
+    prior = Table(_solve(kinds, latency_ns, {}, 0.0))
+
+    def table(rows: Sequence[int], pull: float) -> Table:
+        chosen = [done[r] for r in rows]
+        return Table({**prior.rows, **_solve(chosen, latency_ns[rows], prior.rows, pull)}, about)
+
+    everything = list(range(len(done)))
+    folds = [everything[at :: min(_FOLDS, len(done))] for at in range(min(_FOLDS, len(done)))]
+
+    def off(pull: float) -> float:
+        out = [
+            np.abs(
+                errors(
+                    table([r for r in everything if r not in fold], pull),
+                    [done[r] for r in fold],
+                    latency_ns[fold],
+                )
+            ).mean()
+            for fold in folds
+        ]
+        return float(np.mean(out))
+
+    best = min(_PULLS, key=off) if len(folds) > 1 else max(_PULLS)
+    return table(everything, best)
+
+
+def _by_kind(done: Operators) -> dict[str, tuple[int, float]]:
+    out: dict[str, tuple[int, float]] = {}
+    for name, (calls, mmacs) in done.items():
+        known = out.get(_kind(name), (0, 0.0))
+        out[_kind(name)] = (known[0] + calls, known[1] + mmacs)
+    return out
+
+
+def _kind(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+def _solve(
+    done: Sequence[Operators],
+    latency_ns: Float64[np.ndarray, " n"],
+    prior: Mapping[str, tuple[float, float]],
+    pull: float,
+) -> dict[str, tuple[float, float]]:
+    """Times of each operator by least squares, pulled towards those of its kind."""
+    from scipy.optimize import nnls
+
     names = sorted({name for some in done for name in some})
     wanted: list[list[float]] = []
     for some in done:
@@ -166,13 +219,20 @@ def fitted(
     # Each row divided by its latency: a small net's microsecond counts as much as a big one's.
     matrix = np.asarray(wanted) / latency_ns[:, None]
     scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
+    matrix, right = matrix / scale, np.ones(len(done))
+    if pull:
+        near = [prior[_kind(name)] for name in names]
+        base = prior.get(BASE, (0.0, 0.0))[0]
+        aim = np.array([base, *(c for c, _ in near), *(m for _, m in near)]) * scale
+        matrix = np.concatenate([matrix, np.sqrt(pull) * np.eye(len(scale))])
+        right = np.concatenate([right, np.sqrt(pull) * aim])
     # To a tenth of a nanosecond, as a file has it.
-    times = np.round(nnls(matrix / scale, np.ones(len(done)))[0] / scale, 1)
+    times = np.round(nnls(matrix, right)[0] / scale, 1)
     half = len(names)
     rows = {
         name: (float(times[1 + at]), float(times[1 + half + at])) for at, name in enumerate(names)
     }
-    return Table({BASE: (float(times[0]), 0.0), **rows}, about)
+    return {BASE: (float(times[0]), 0.0), **rows}
 
 
 def errors(
