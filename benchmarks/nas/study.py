@@ -153,28 +153,31 @@ def inherit(
 
 
 def searched(
-    study: Study, data: str, seed: int, work: Path, most: float, name: str, scored: int
+    study: Study,
+    data: str,
+    seed: int,
+    work: Path,
+    most: float,
+    name: str,
+    scored: int,
+    cost: str = "macs",
 ) -> dict[str, Any]:
-    """What a search of a seed's supernet found: its best and its front."""
+    """What a search of a seed's supernet found within this much of a cost: its best, its front."""
     from hetero import models, nas
     from hetero.progress import Reporter
 
     begun = time.process_time()
     net = supernet(study, data, seed, work)
-    dim, size_px = net.gallery.space.dim, net.gallery.preprocess.size_px
+    dim, size_px, of = net.gallery.space.dim, net.gallery.preprocess.size_px, nas.load_cost(cost).of
 
     def price(architecture: nas.Architecture) -> float:
-        return float(
-            models.count(models.build(net.net.space.backbone(architecture), dim, size_px), size_px)[
-                1
-            ]
-        )
+        return of(models.build(net.net.space.backbone(architecture), dim, size_px), size_px)
 
     found = nas.search(
         net.net.space,
         price,
         net.score,
-        nas.Budget("macs", most),
+        nas.Budget(cost, most),
         work / f"nas-search-{name}",
         trials=scored,
         seed=seed,
@@ -183,7 +186,7 @@ def searched(
     )
     return {
         "seed": seed,
-        "budget_macs": most,
+        "budget": most,
         "cpu_s": round(time.process_time() - begun, 1),
         "scored": sum(c.fits for c in found.candidates),
         "best": asdict(found.best),

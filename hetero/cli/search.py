@@ -30,7 +30,7 @@ def search(
     table: Annotated[
         Path | None, typer.Option(help="Latency table of a device, by `hetero nas measure`.")
     ] = None,
-    method: Annotated[str, typer.Option(help="See `hetero train query`.")] = "csd+regression",
+    method: Annotated[str, typer.Option(help="See `hetero train query`.")] = "auto",
     set_: Set = None,
     sampling: Annotated[str, typer.Option(help="sandwich or single")] = "sandwich",
     views: Annotated[int, typer.Option(min=0, help="Stored views.")] = 8,
@@ -50,12 +50,16 @@ def search(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
     seed: Seed = 0,
     resume: Resume = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train on at chance level.")
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the query architecture that fits a gallery model, within a budget."""
+    from hetero import methods
     from hetero.fit import Settings
-    from hetero.nas import Budget
+    from hetero.nas import Budget, load_space
     from hetero.stages import embedding, searching
     from hetero.train import SupernetRecipe
 
@@ -79,13 +83,19 @@ def search(
     if sampling not in ("sandwich", "single"):
         raise ConfigError(f"--sampling {sampling!r}: there are sandwich, single")
     budget = Budget(cost, number(most))
-    recipe = SupernetRecipe(space, sampling, method, settings(set_), views)  # type: ignore[arg-type]
+    load_space(space)
     parent = load_bundle(gallery, "gallery")
+    images = embedding.load_images(data, parent)
+    told = reporter(quiet)
+    if method == "auto":
+        choice = methods.choose(len(images.rows("train")))
+        told.line(f"method {choice.method}: {choice.reason}")
+        method = choice.method
     outcome = searching.search(
         parent,
-        embedding.load_images(data, parent),
-        recipe,
-        Settings(epochs=epochs, batch=batch, lr=lr, seed=seed),
+        images,
+        SupernetRecipe(space, sampling, method, settings(set_), views),  # type: ignore[arg-type]
+        Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         budget,
         searching.SearchOptions(
             trials,
@@ -97,7 +107,7 @@ def search(
         ),
         output,
         resume=resume,
-        reporter=reporter(quiet),
+        reporter=told,
     )
     show_bundle(outcome.bundle, json_)
 
