@@ -5,7 +5,7 @@
 
 The gallery model is that of `benchmarks.tradeoff`. Asked is:
 
-* what predicts the heterogeneous accuracy of an architecture trained on its own: 24 architectures
+* what predicts the heterogeneous accuracy of an architecture trained on its own: 20 architectures
   drawn from the space, at 0.25 to 1 times the budget of an 80th of the gallery model's MACs,
   against multiply-accumulates and the rewards R1, R2, R3 with weights inherited from a supernet
   (Kendall's tau; two supernets);

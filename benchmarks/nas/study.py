@@ -16,7 +16,7 @@ CURVE = (200, 160, 120, 80, 60, 40, 30, 20, 15, 10, 7)
 #: The budget of the searches, in the same terms.
 BUDGET = 80
 #: Architectures drawn within the budget; as many of at least `NEAR` of it, and the rest below.
-DRAWN, NEAR = 24, 0.8
+DRAWN, NEAR = 20, 0.8
 #: Cheapest of them, as a share of the budget.
 FAR = 0.25
 SEEDS = (0, 1)
@@ -46,15 +46,17 @@ class Study:
     long_views: int
     views: int
     lr: float = 2e-2
-    scored: int = 100
-    curve_scored: int = 200
+    scored: int = 80
+    curve_scored: int = 160
     tuned_epochs: int = 10
 
 
 STUDIES = {
-    "emoji": Study("elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 10, 10, 120, 16, 8),
+    "emoji": Study(
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 8, 10, 120, 16, 8, tuned_epochs=6
+    ),
     "omniglot": Study(
-        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 60, 12, 4, tuned_epochs=5
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 60, 12, 4, tuned_epochs=3
     ),
 }
 

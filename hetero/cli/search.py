@@ -34,8 +34,8 @@ def search(
     set_: Set = None,
     sampling: Annotated[str, typer.Option(help="sandwich or single")] = "sandwich",
     views: Annotated[int, typer.Option(min=0, help="Stored views.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Of the supernet.")] = 30,
-    trials: Annotated[int, typer.Option(min=1, help="Architectures to look at.")] = 150,
+    epochs: Annotated[int, typer.Option(help="Of the supernet.")] = 12,
+    trials: Annotated[int, typer.Option(min=1, help="Architectures to look at.")] = 100,
     reward: Annotated[str, typer.Option(help="r1, r2 or r3")] = "r3",
     probes: Annotated[
         int, typer.Option(min=0, help="Trained on their own, to judge the supernet; 0: not judged.")

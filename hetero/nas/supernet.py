@@ -103,9 +103,14 @@ class Supernet(Several):
         with torch.no_grad():
             for name, value in self._slices(net).items():
                 net.get_parameter(name).copy_(value)
+        net.to(self._device)
         if batches:
-            recalibrate(net, self.batches[:batches])
+            recalibrate(net, [batch.to(self._device) for batch in self.batches[:batches]])
         return net.eval()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def _make(self, backbone: str) -> EmbeddingNet:
         """A net whose parameters are shapes only."""
@@ -114,6 +119,8 @@ class Supernet(Several):
             for leaf, value in list(part._parameters.items()):
                 if value is not None:
                     part._parameters[leaf] = nn.Parameter(value.to("meta"))
+            for leaf, buffer in part._buffers.items():
+                part._buffers[leaf] = None if buffer is None else buffer.to(self._device)
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _slices(self, net: EmbeddingNet) -> dict[str, Tensor]:

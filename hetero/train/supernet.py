@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hetero import models
 from hetero._files import sha256, write_json
+from hetero._processes import processes
 from hetero.augment import View
 from hetero.augment import gather as gather_views
 from hetero.bundle import Bundle
@@ -311,6 +312,6 @@ def _trained(
     pictures: Pictures,
     digest: str,
 ) -> Trained:
-    net.eval()
+    net.to(processes().device).eval()
     side = models.embed_pixels(models.load(gallery), gallery.preprocess, pictures.watched)
     return Trained(net, recipe, settings, gallery, images, pictures, side, digest)
