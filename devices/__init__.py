@@ -22,8 +22,10 @@ from hetero.devices._inventory import Entry, Inventory, load_inventory
 from hetero.devices._protocol import RUNTIMES
 from hetero.devices._session import run
 from hetero.devices._timing import Timing, summarise, timing
+from hetero.devices._tool import Figures, Tool, ToolResult, read_figures, run_tool
 from hetero.devices._types import (
     HERE,
+    USUAL_FORMATS,
     Conditions,
     Device,
     Execution,
@@ -38,6 +40,7 @@ from hetero.errors import ConfigError
 __all__ = [
     "BLOCK_PLAN",
     "HERE",
+    "USUAL_FORMATS",
     "Alternated",
     "Check",
     "Conditions",
@@ -45,12 +48,15 @@ __all__ = [
     "DeviceEmbedder",
     "Entry",
     "Execution",
+    "Figures",
     "Inventory",
     "Link",
     "Load",
     "Plan",
     "RunResult",
     "Timing",
+    "Tool",
+    "ToolResult",
     "alternate",
     "examine",
     "formats_of",
@@ -59,7 +65,9 @@ __all__ = [
     "load_inventory",
     "names",
     "open_device",
+    "read_figures",
     "run",
+    "run_tool",
     "runnable",
     "summarise",
     "timing",
@@ -71,9 +79,11 @@ def names() -> tuple[str, ...]:
     return _plugins.names("hetero.devices")
 
 
-def runnable() -> tuple[str, ...]:
-    """The file formats that a worker has a runtime for."""
-    return tuple(RUNTIMES)
+def runnable(kind: str = "") -> tuple[str, ...]:
+    """The file formats that a kind of device runs; without, those of any worker."""
+    if not kind:
+        return tuple(RUNTIMES)
+    return tuple(getattr(_plugins.load("hetero.devices", kind), "FORMATS", USUAL_FORMATS))
 
 
 def open_device(spec: str, inventory: Inventory | None = None) -> Device:

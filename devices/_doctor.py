@@ -45,12 +45,15 @@ def judge(found: Mapping[str, Any]) -> list[Check]:
     """The checks for what a worker's probe found."""
     worker = f"{found['python'] or 'native worker'} ({found['executable']})"
     checks: list[Check] = [("python" if found["python"] else "worker", "ok", worker, "")]
-    for name in ("onnxruntime", "litert"):
+    # Where Core ML cannot be, that it is not there is no news.
+    apple = ("coreml",) if str(found.get("system", "")).startswith("macOS") else ()
+    runtimes = ("onnxruntime", "litert", *apple)
+    none = not any(found.get(x) for x in runtimes)
+    for name in runtimes:
         missing = str(found.get(f"{name}_missing", ""))
-        none = not any(found[x] for x in ("onnxruntime", "litert"))
         what, _, fix = missing.partition("; run: ")
         status: Literal["ok", "warn", "fail"] = "fail" if none else "warn" if missing else "ok"
-        checks.append((name, status, what or str(found[name]), fix))
+        checks.append((name, status, what or str(found.get(name, "")), fix))
     if found.get("execution") == "emulated":
         fix = "numbers from here are right, times mean nothing; measure latency on the board itself"
         checks.append(("execution", "warn", "an emulator runs this processor's programs", fix))

@@ -4,7 +4,8 @@ They share nothing but files. A worker is started detached, so that a cut connec
 terminal or a killed host takes nothing with it. Below the device's work folder:
 
     store/SHA256.onnx     what was sent, named by its content, so that it is sent once:
-    store/SHA256.bin      models, and inputs: the rows one after the other, little-endian
+    store/SHA256.bin      models, and inputs: the rows one after the other, little-endian; a Core ML
+                          package, which is a folder, goes as SHA256.mlpackage.zip
     RUN/job.json          the order, see `Job`; files are named relative to RUN, with their SHA-256
     RUN/pid               the worker's process id; the worker holds a lock on it while it lives
     RUN/log.jsonl         events, one JSON object a line, only ever appended
@@ -87,7 +88,7 @@ from hetero._files import canonical_json
 VERSION = 1
 
 #: The runtime that runs a format, and the extra that brings it.
-RUNTIMES: Mapping[str, str] = {"onnx": "onnxruntime", "tflite": "litert"}
+RUNTIMES: Mapping[str, str] = {"onnx": "onnxruntime", "tflite": "litert", "coreml": "coreml"}
 
 #: What a worker writes into its run folder, and a fresh start removes.
 WRITTEN = ("out.bin", "lat.bin", "log.jsonl", "pid", "reserve", "stdout.txt", "stderr.txt")
@@ -104,7 +105,7 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """The worker's greeting: who computes, and with what."""
+    """The worker's greeting: who computes, and with what; 0 threads: as the runtime chooses."""
 
     version: int
     worker: str

@@ -6,8 +6,10 @@ It knows the protocol and nothing of how a device is reached; see `hetero.device
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ from hetero.errors import BundleError, ConfigError, DeviceError, Interrupted
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 PAUSES_S = (0.02, 0.25)  # between two looks at the log: at least, and at most when it is quiet
+#: How the one file ends that a package is sent as.
+PACKED = ".mlpackage.zip"
 PLAN_FIELDS = ("warmup_runs", "warmup_s", "min_runs", "min_s", "max_s", "beat_s")
 
 
@@ -46,7 +50,7 @@ def run(
     Args:
         device: From `open_device`.
         model: The exported file.
-        format: "onnx" or "tflite".
+        format: "onnx", "tflite" or "coreml".
         inputs: uint8, int8 or float32, as the file takes them: one row per input, at least one.
         folder: Where the results go; equal runs go to one folder in it, others beside.
         plan: How long to measure and to wait; without, the defaults of `Plan`.
@@ -63,9 +67,10 @@ def run(
         Interrupted: Ctrl-C; the worker was stopped, and what it measured is kept.
     """
     plan = plan or Plan()
-    job = _order(device, model, format, inputs, plan, repeat)
+    sent = packed(model, folder) if model.is_dir() else model
+    job = _order(device, model, sent, format, inputs, plan, repeat)
     home = make_folder(folder / job.folder(device.name))
-    session = _Session(device, job, model, inputs, home, plan, on_event or (lambda _: None))
+    session = _Session(device, job, model, sent, inputs, home, plan, on_event or (lambda _: None))
     with Way(device, folder, plan.reconnect_s) as way:
         try:
             done = session.work(way, resume)
@@ -83,9 +88,45 @@ def run(
     return _results.read(device, home, job, session.greeting, done, restarts, session.heard)
 
 
+def packed(package: Path, folder: Path) -> Path:
+    """A package, which is a folder, as one file in `folder`: equal packages give equal bytes.
+
+    Raises:
+        BundleError: It cannot be read.
+        StorageError: `folder` cannot be written.
+    """
+    data = io.BytesIO()
+    try:
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as file:
+            for path in sorted(x for x in package.rglob("*") if x.is_file()):
+                # ZipInfo's own date: what is sent is named by its content, not by when.
+                file.writestr(
+                    zipfile.ZipInfo(path.relative_to(package).as_posix()), path.read_bytes()
+                )
+    except OSError as error:
+        raise BundleError(f"{package}: cannot be read ({error.strerror})") from error
+    whole = data.getvalue()
+    target = folder / "store" / f"{hashlib.sha256(whole).hexdigest()}{PACKED}"
+    if not target.exists():
+        write_atomically(target, whole)
+    return target
+
+
+def _accelerator(device: Device, plan: Plan) -> str:
+    """Where the model is to run: as the plan or the device's address says."""
+    own = str(getattr(device, "accelerator", ""))
+    if own and plan.accelerator not in ("", own):
+        raise ConfigError(
+            f"{device.name}: its address asks for {own}, the plan for {plan.accelerator}; "
+            "leave one of them out"
+        )
+    return own or plan.accelerator
+
+
 def _order(
     device: Device,
     model: Path,
+    sent: Path,
     format: str,
     inputs: Shaped[np.ndarray, "n ..."],
     plan: Plan,
@@ -102,13 +143,13 @@ def _order(
     if inputs.ndim < 2 or len(inputs) == 0:
         raise ConfigError(f"inputs have shape {inputs.shape}; give at least one row")
     try:
-        model_sha256 = sha256(model)
+        model_sha256 = sha256(sent)
     except OSError as error:
         raise BundleError(f"{model}: cannot be read ({error.strerror})") from error
     inputs_sha256 = hashlib.sha256(_bytes(inputs)).hexdigest()
     return protocol.Job(
         runtime=protocol.RUNTIMES[format],
-        model=f"store/{model_sha256}{model.suffix}",
+        model=f"store/{model_sha256}{model.suffix if sent is model else PACKED}",
         model_sha256=model_sha256,
         inputs=f"store/{inputs_sha256}.bin",
         inputs_sha256=inputs_sha256,
@@ -117,7 +158,7 @@ def _order(
         threads=plan.threads if device.threads is None else device.threads,
         plan={name: getattr(plan, name) for name in PLAN_FIELDS},
         repeat=repeat,
-        accelerator=plan.accelerator,
+        accelerator=_accelerator(device, plan),
         duty=plan.duty,
         profile=plan.profile,
     )
@@ -139,6 +180,7 @@ class _Session:
     device: Device
     job: protocol.Job
     model: Path
+    sent: Path
     inputs: Shaped[np.ndarray, "n ..."]
     home: Path
     plan: Plan
@@ -194,7 +236,7 @@ class _Session:
         if again or not inputs.exists():
             write_atomically(inputs, _bytes(self.inputs))
         write_json(order, self.job.to_json())
-        way.call(lambda link: link.put(self.model, self.job.model, again=again))
+        way.call(lambda link: link.put(self.sent, self.job.model, again=again))
         way.call(lambda link: link.put(inputs, self.job.inputs, again=again))
         way.call(lambda link: link.put(order, f"{self.home.name}/job.json"))
 

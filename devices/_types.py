@@ -78,8 +78,9 @@ class Link(Protocol):
 class Device(Protocol):
     """A place where a worker can be started; nothing is open until `connect`.
 
-    A device may also have `formats`, where it does not run the usual ones, and `lane`, a name for
-    the processor it shares with other devices; see `formats_of` and `lane_of`.
+    A device may also have `formats`, where it does not run the usual ones; `lane`, a name for the
+    processor it shares with other devices; and `accelerator`, where its address says what runs the
+    model. See `formats_of`, `lane_of` and `Plan`.
 
     Attributes:
         name: As the user wrote it, "local:threads=2"; the first word of every error.
@@ -149,8 +150,8 @@ class Plan:
             missing row.
         reconnect_s: How long a cut way to the device is tried again.
         accelerator: Where the runtime is to run the model: a provider of onnxruntime without
-            "ExecutionProvider", in lower case, or "cpu" or "xnnpack" of LiteRT; "" leaves it to
-            the worker.
+            "ExecutionProvider", in lower case; "cpu" or "xnnpack" of LiteRT; "cpu", "gpu" or "ne"
+            (the Neural Engine) of Core ML; "" leaves it to the worker.
         duty: Part of the measured time in which the model runs, above 0 and at most 1; `min_s` and
             `max_s` count running only.
         profile: Whether each operator is timed, which makes everything slower.

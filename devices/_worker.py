@@ -3,9 +3,10 @@
     python _worker.py RUN              one run, as described in `hetero.devices._protocol`
     python _worker.py --probe FOLDER   one line about this machine, marked "probe", on stdout
 
-One file, copied to the device as it is: the standard library, NumPy and one runtime (onnxruntime
-or ai-edge-litert), nothing of ours, Python 3.9 or newer. Nobody reads its stdout and stderr but
-people: all that counts is in the files of the run folder.
+One file, copied to the device as it is: the standard library, NumPy and one runtime (onnxruntime,
+ai-edge-litert, or on a Mac coremltools, which takes pictures as Pillow's), nothing of ours, Python
+3.9 or newer. Nobody reads its stdout and stderr but people: all that counts is in the files of the
+run folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fcntl
 import glob
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -27,6 +29,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +44,7 @@ BEGAN = time.monotonic()
 PROFILED_OPS = 500  # the slowest ones
 LEAST_REST_NS = 50_000_000  # of a duty cycle
 RESERVE_BYTES = 16384  # given back when the disk is full, so that this can still be said
+PACKAGE = "model.mlpackage"  # while it runs: Core ML reads a folder
 #: Processor features that decide which kernels run, as the kernel calls them = as the field does.
 FEATURES = (
     "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_int8 f16c fma neon asimd "
@@ -49,6 +54,11 @@ FEATURES = (
 CORES = (
     "0xd03=A53 0xd04=A35 0xd05=A55 0xd07=A57 0xd08=A72 0xd09=A73 0xd0a=A75 0xd0b=A76 0xd0d=A77 "
     "0xd41=A78 0xd42=A78AE 0xd46=A510 0xd47=A710"
+)
+#: The same features as macOS calls them, below hw.optional.
+APPLE_FEATURES = (
+    "AdvSIMD=asimd arm.FEAT_DotProd=dotprod arm.FEAT_I8MM=i8mm arm.FEAT_FP16=fp16 "
+    "arm.FEAT_BF16=bf16 avx2_0=avx2 avx512f=avx512f"
 )
 
 
@@ -141,6 +151,28 @@ def machine() -> dict[str, Any]:
         "features": [field or name for name, _, field in names if name in flags],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
+        **(apple(sysctl()) if sys.platform == "darwin" else {}),
+    }
+
+
+def sysctl() -> str:
+    """What macOS says of its machine, which has no /proc; "" where it does not."""
+    call = ["sysctl", "hw.model", "hw.optional", "machdep.cpu.brand_string"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(call, capture_output=True, text=True, timeout=5, check=False).stdout
+    return ""
+
+
+def apple(said: str) -> dict[str, Any]:
+    """Processor, features and system of a Mac, out of sysctl's lines."""
+    lines = (x.partition(": ") for x in said.splitlines())
+    info = {key.strip(): value.strip() for key, _, value in lines}
+    names = [x.split("=") for x in APPLE_FEATURES.split()]
+    cpu = (info.get("hw.model"), info.get("machdep.cpu.brand_string"))
+    return {
+        "cpu": ", ".join(filter(None, cpu)) or platform.machine(),
+        "features": [field for name, field in names if info.get("hw.optional." + name) == "1"],
+        "system": f"macOS {platform.mac_ver()[0]} {platform.machine()}",
     }
 
 
@@ -201,7 +233,7 @@ def placement(session: Any) -> dict[str, int]:
 class OnnxRuntime:
     """A model in onnxruntime: `model(block)` gives rows."""
 
-    module, package = "onnxruntime", "onnxruntime"
+    module, package, chooses = "onnxruntime", "onnxruntime", False
     scale, zero = 0.0, 0  # ONNX keeps none beside an integer output
 
     def __init__(self, path: str, threads: int, accelerator: str, profile: bool) -> None:
@@ -254,7 +286,7 @@ class OnnxRuntime:
 class LiteRt:
     """A model in LiteRT (TensorFlow Lite): `model(block)` gives rows."""
 
-    module, package = "ai_edge_litert.interpreter", "ai-edge-litert"
+    module, package, chooses = "ai_edge_litert.interpreter", "ai-edge-litert", False
 
     def __init__(self, path: str, threads: int, accelerator: str, profile: bool) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -316,15 +348,124 @@ def inside(part: dict[str, Any], ops: list[dict[str, Any]]) -> set[int]:
     return found
 
 
-RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
+class CoreMl:
+    """A package in Core ML, by coremltools: `model(block)` gives rows.
+
+    Attributes:
+        chooses: It picks threads and processors by itself, so that ours say nothing about it.
+    """
+
+    module, package, chooses = "coremltools", "coremltools", True
+    scale, zero = 0.0, 0
+
+    def __init__(self, path: str, threads: int, accelerator: str, profile: bool) -> None:
+        import coremltools
+
+        units = {"": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE"}
+        if accelerator not in units:
+            raise RefusedError(
+                "runtime-missing", f"Core ML has no {accelerator!r}, it has cpu, gpu, ne"
+            )
+        self._units = coremltools.ComputeUnit[units[accelerator]]
+        with warnings.catch_warnings():
+            # coremltools warns of a package that Core ML refuses, and fails at the first call.
+            warnings.simplefilter("error", RuntimeWarning)
+            self._model = coremltools.models.MLModel(path, compute_units=self._units)
+        about = self._model.get_spec().description
+        self.ends = len(about.input), len(about.output)
+        self.provider = f"Core ML, {self._units.name}"
+        kind, self._image = about.input[0].type, None
+        if kind.WhichOneof("Type") == "imageType":
+            self.dtype, self.shape = picture(kind.imageType)
+            self._image = pillow()
+        else:
+            array = kind.multiArrayType
+            self.dtype = type(array).ArrayDataType.Name(array.dataType).lower()
+            self.shape = [int(x) for x in array.shape]
+        self._in, self._out = about.input[0].name, about.output[0].name
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        given = self._image.fromarray(block[0]) if self._image else block
+        rows: np.ndarray = self._model.predict({self._in: given})[self._out]
+        return rows
+
+    @property
+    def placement(self) -> dict[str, int]:
+        """Where Core ML plans to run how many operators; empty where it does not tell."""
+        names = {"MLCPU": "cpu", "MLGPU": "gpu", "MLNeuralEngine": "ne"}
+        counts: dict[str, int] = {}
+        try:
+            from coremltools.models.compute_plan import MLComputePlan
+
+            compiled = self._model.get_compiled_model_path()
+            plan = MLComputePlan.load_from_path(compiled, compute_units=self._units)
+            for op in plan.model_structure.program.functions["main"].block.operations:
+                used = plan.get_compute_device_usage_for_mlprogram_operation(op)
+                if used is not None:  # constants run nowhere
+                    kind = type(used.preferred_compute_device).__name__
+                    where = names.get(kind.replace("ComputeDevice", ""), kind)
+                    counts[where] = counts.get(where, 0) + 1
+        except Exception as error:  # before macOS 14.4 and coremltools 8 nothing can be claimed
+            print(f"no plan of where operators run: {error!r}", file=sys.stderr)
+            return {}
+        return counts
+
+    def profile(self) -> dict[str, Any]:
+        """Nothing: Core ML times operators for Xcode only."""
+        return {"ops": [], "why": "Core ML gives the times of operators to Xcode only"}
+
+
+def picture(about: Any) -> tuple[str, list[int | None]]:
+    """Dtype and shape of a block of pictures, for an image as input."""
+    colours = type(about).ColorSpace.Name(about.colorSpace)
+    if colours != "RGB":
+        raise RefusedError("model-refused", f"it takes an image of {colours}, expected RGB")
+    return "uint8", [1, int(about.height), int(about.width), 3]
+
+
+def pillow() -> Any:
+    """Pillow's Image, in which coremltools takes pictures."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        fix = f"run: {sys.executable} -m pip install pillow"
+        text = f"coremltools takes pictures as Pillow's, which does not load ({error}); {fix}"
+        raise RefusedError("runtime-missing", text) from error
+    return Image
+
+
+def core_ml_is_here() -> bool:
+    """Whether coremltools is the one for macOS: no other has the part that calls Core ML."""
+    spec = importlib.util.find_spec("coremltools")
+    folders = (spec and spec.submodule_search_locations) or ()
+    return any(glob.glob(os.path.join(x, "libcoremlpython.*")) for x in folders)
+
+
+def unpacked(path: str) -> str:
+    """A package, which is a folder, out of the one file as which it was sent."""
+    if not path.endswith(".mlpackage.zip"):
+        return path
+    shutil.rmtree(PACKAGE, ignore_errors=True)  # a worker before may have been killed
+    with zipfile.ZipFile(path) as file:
+        file.extractall(PACKAGE)
+    return os.path.abspath(PACKAGE)
+
+
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt, "coreml": CoreMl}
 
 
 def import_runtime(name: str) -> str:
     """The runtime's exact version, once it is imported and so known to work here."""
     runtime = RUNTIMES[name]
+    if name == "coreml" and sys.platform != "darwin" and not core_ml_is_here():
+        text = f"Core ML runs on macOS only, this is {platform.system()}"
+        raise RefusedError("runtime-missing", text)
     try:
         found = importlib.import_module(runtime.module)
-        return importlib.metadata.version(runtime.package)
+        version = importlib.metadata.version(runtime.package)
+        # What computes is a part of the system, and moves with it.
+        system = f"macOS {platform.mac_ver()[0] or 'unknown'}, "
+        return f"{system}coremltools {version}" if name == "coreml" else version
     except importlib.metadata.PackageNotFoundError:  # installed under another name
         return str(getattr(found, "__version__", "unknown"))
     except ImportError as error:
@@ -370,9 +511,10 @@ class Run:
         version = import_runtime(job["runtime"])
         import_ns = time.perf_counter_ns() - began
         me = {"version": VERSION, "worker": "python", "pid": os.getpid(), "numpy": np.__version__}
-        what = {"runtime": job["runtime"], "runtime_version": version, "threads": job["threads"]}
+        threads = 0 if RUNTIMES[job["runtime"]].chooses else job["threads"]
+        what = {"runtime": job["runtime"], "runtime_version": version, "threads": threads}
         self.log("hello", **me, **what, **machine(), governor=telemetry()["governor"])
-        path, shape = self.file(job["model"]), about["shape"]
+        path, shape = unpacked(self.file(job["model"])), about["shape"]
         self.inputs, self.count = os.open(self.file(about), os.O_RDONLY), shape[0]
         wanted, profile = job.get("accelerator", ""), bool(job.get("profile"))
         began = time.perf_counter_ns()
@@ -496,7 +638,8 @@ class Run:
         if self.job.get("profile"):
             self.log("profile", runs=self.runs, **model.profile())
         rhythm = {"duty": duty} if duty < 1 else {}
-        share = min(1.0, cpu / wall)
+        # One that computes elsewhere leaves our thread waiting, undisturbed.
+        share = None if model.chooses else min(1.0, cpu / wall)
         return {"switches": switched, "cpu_share": share, "measured": measured, **rhythm}
 
     def finish(self, disturbances: dict[str, Any]) -> None:
@@ -558,6 +701,8 @@ def work(log: Log) -> None:
             os.unlink("reserve")
         log("error", kind="disk-full" if full else "worker-failed", text=repr(error)[:500])
         raise
+    finally:
+        shutil.rmtree(PACKAGE, ignore_errors=True)
 
 
 def probe(folder: str) -> None:

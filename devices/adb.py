@@ -24,7 +24,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -316,6 +316,18 @@ class AdbLink:
                 self.contact.doubtful = True
                 raise ConnectionError(f"{name} did not come whole: {_short(told)}")
             os.replace(part, target)
+
+    def execute(self, run: str, words: Sequence[str], timeout_s: float) -> tuple[bytes, int]:
+        """What a program of the user's prints, and its exit status; on `cores`, where they are set.
+
+        It hangs up with the connection.
+        """
+        taskset = ("taskset", self.cores) if self.cores else ()
+        return self._shell(
+            f"cd {self._quoted(run)} && chmod 755 {shlex.quote(words[0])} || exit 126\n"
+            f"{shlex.join([*taskset, *words])}",
+            timeout_s=timeout_s,
+        )
 
     def stop(self, run: str) -> None:
         """Ask the worker to stop, and kill it if it does not."""

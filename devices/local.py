@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class LocalLink:
         root: The folder.
         worker: The Python file, or the program.
         variables: More of its environment.
+        leave_s: How long a worker that is done may take to leave.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LocalLink:
     root: Path
     worker: Path = WORKER
     variables: Mapping[str, str] = field(default_factory=dict)
+    leave_s: float = STOP_S
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def probe(self) -> Mapping[str, Any]:
@@ -173,6 +175,30 @@ class LocalLink:
         with storage_errors(target):
             shutil.copyfile(source, target)
 
+    def execute(self, run: str, words: Sequence[str], timeout_s: float) -> tuple[bytes, int]:
+        """What a program of the user's prints, and its exit status."""
+        folder = self.root / run
+        program = folder / words[0]
+        program.chmod(0o755)
+        try:
+            done = subprocess.run(
+                [str(program), *words[1:]],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+                env=self._environment(),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(
+                self.name, f"{program.name} was ended after {timeout_s:g} s"
+            ) from error
+        except OSError as error:
+            raise DeviceError(self.name, f"{program.name} cannot be run ({error})") from error
+        return done.stdout, done.returncode
+
     def stop(self, run: str) -> None:
         """Ask the worker to stop, and kill it if it does not."""
         if self._pid(run) is None:
@@ -190,7 +216,7 @@ class LocalLink:
         """Collect the workers that ended, so that none stays behind as a zombie."""
         for worker in self._workers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(timeout=STOP_S)
+                worker.wait(timeout=self.leave_s)
 
     def _placed(self) -> Path:
         """The worker in the store: it must not change under a run; a program may be executed."""

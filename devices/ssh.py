@@ -25,7 +25,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ ORT_DISABLE_TELEMETRY=1 exec "$@"
 """
 HASH = """
 sha256sum "$1"
+"""
+#: $1 folder to run in, then a program and its arguments.
+EXECUTE = """
+cd "$1" && shift && chmod 755 "$1" || exit 126
+exec "$@" 2>&1 </dev/null
 """
 #: $1 folder of the environment, $2 a Python, then what to install; each runtime on its own, because
 #: one of them is enough. Made beside and moved, so that a cut leaves none that is half done.
@@ -202,6 +207,11 @@ class SshLink:
                         break  # it became shorter; its hash will tell
                     file.write(data)
             os.replace(part, target)
+
+    def execute(self, run: str, words: Sequence[str], timeout_s: float) -> tuple[bytes, int]:
+        """What a program of the user's prints, and its exit status."""
+        said = self._ssh.run(EXECUTE, self._path(run), *words, timeout_s=timeout_s)
+        return said.out.encode(), said.status
 
     def stop(self, run: str) -> None:
         """Ask the worker to stop, and kill it if it does not."""

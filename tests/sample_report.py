@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 
+from hetero.cells import Cell, Pair
 from hetero.report import Limit, Measurement, NotRun, Report
 
 DEVICE = "local:threads=2"
@@ -103,6 +105,35 @@ def unjudged(device: str = DEVICE, broken: bool = False, **fields: object) -> Re
         "series": series,
     }
     return Report(**(parts | fields))  # type: ignore[arg-type]
+
+
+#: Devices as a fleet has them, with names as long as addresses are.
+FLEET = ("local", "ssh:pi@raspberrypi.local,threads=4", "adb:192.168.1.20:5555,cores=f0")
+
+
+def fleet() -> Report:
+    """A full report of several devices, one of them noisy, with what they agree in."""
+    # What is about the models as a whole is in each of them.
+    rows = dict.fromkeys(m for x in FLEET for m in unjudged(x, broken=True).measurements)
+    doubted = [
+        replace(m, doubt="noisy: had a processor for 40 % of the time only")
+        if m.unit == "ms" and m.device == FLEET[1]
+        else m
+        for m in rows
+    ]
+    kinds = [(f, p) for f in ("onnx", "tflite") for p in ("fp32", "int8")]
+    cosine = {"fp32": 1 - 9e-13, "int8": 0.97}
+    pairs = tuple(
+        # From PyTorch a file may be as far as its limits allow; devices are apart from each other.
+        Pair(f, p, a, b, cosine[p], "query/sailboat", 0.9, 1532, bool(a) and p == "int8")
+        for f, p in kinds
+        for k, b in enumerate(FLEET)
+        for a in ("", *FLEET[:k])
+    )
+    series = {k: v for device in FLEET for k, v in unjudged(device).series.items()}
+    cells = tuple(Cell(device, f, p, "native") for device in FLEET for f, p in kinds)
+    made = unjudged(measurements=tuple(doubted), agreement=pairs, cells=cells, series=series)
+    return made.judged_by(LIMITS)
 
 
 def passing() -> Report:

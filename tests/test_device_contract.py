@@ -7,11 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from coreml_double import write_coreml
 from fakes import tiny_answers, tiny_pixels, write_onnx
 from pages import ASSETS, MISSING
 
 from hetero import _plugins
-from hetero.devices import Device, Link, Plan, run
+from hetero.devices import Device, Link, Plan, formats_of, run
+from hetero.devices._protocol import RUNTIMES
 from hetero.errors import ConfigError, DeviceError
 
 KINDS = _plugins.names("hetero.devices")
@@ -113,12 +115,13 @@ def test_a_run_that_never_began_has_an_empty_log_and_stops_without_complaint(lin
 
 
 def test_a_real_run_gives_the_right_rows_and_the_greeting_of_its_worker(device, link, tmp_path):
-    pytest.importorskip("onnx")
-    if not link.probe()["onnxruntime"]:
-        pytest.skip("onnxruntime is not installed on this device")
-    model = write_onnx(tmp_path / "tiny.onnx")
+    format = formats_of(device)[0]
+    pytest.importorskip({"onnx": "onnx", "coreml": "coremltools"}[format])
+    if not link.probe()[RUNTIMES[format]]:
+        pytest.skip(f"{RUNTIMES[format]} is not installed on this device")
+    model = {"onnx": write_onnx, "coreml": write_coreml}[format](tmp_path / "tiny.file")
     pixels = tiny_pixels(3)
-    result = run(device, model, "onnx", pixels, folder=tmp_path / "out", plan=PLAN)
+    result = run(device, model, format, pixels, folder=tmp_path / "out", plan=PLAN)
     np.testing.assert_allclose(result.outputs, tiny_answers(pixels), rtol=1e-5, atol=1e-2)
     assert len(result.embed_ns) == 3
     assert len(result.latency_ns) >= 3

@@ -465,8 +465,8 @@ def test_a_listener_that_fails_does_not_leave_a_worker_behind(tmp_path, model):
 
 
 def test_a_format_without_a_runtime_is_refused(tmp_path, model):
-    with pytest.raises(ConfigError, match="no runtime for format 'coreml'; there are onnx, tflite"):
-        run(good(), model, "coreml", PIXELS, folder=tmp_path)
+    with pytest.raises(ConfigError, match="no runtime for format 'ncnn'; there are onnx, tflite"):
+        run(good(), model, "ncnn", PIXELS, folder=tmp_path)
 
 
 def test_inputs_of_another_dtype_or_without_rows_are_refused(tmp_path, model):
@@ -744,12 +744,12 @@ def test_a_stored_model_that_was_altered_is_replaced(tmp_path, model, faulty):
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, model, faulty):
     small = tmp_path / "out"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=136k", "tmpfs", str(small)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     try:
         faulty(at="never")
-        # Inputs, outputs and log of 400 rows need more than there is once the ballast is in.
+        # Worker, inputs, outputs and log of 400 rows need more than there is with the ballast in.
         pixels, ballast = tiny_pixels(400), small / "ballast"
         ballast.write_bytes(bytes(32 << 10))
         device = open_device("local")

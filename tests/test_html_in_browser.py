@@ -11,7 +11,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from sample_report import failing, passing
+from sample_report import failing, fleet, passing
 from test_render import evil
 
 from hetero.render import _verdict, html
@@ -98,7 +98,7 @@ def test_the_check_itself_sees_requests_and_console_errors(tmp_path):
     assert any("boom" in line for line in seen.console)
 
 
-@pytest.mark.parametrize("make", [passing, failing, evil])
+@pytest.mark.parametrize("make", [passing, failing, fleet, evil])
 def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp_path):
     made: Report = make()
     text = html.render(made)
@@ -113,14 +113,16 @@ def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp
         assert " ".join(_verdict.sentence(made).split()) in " ".join(words.split())
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_does_not_scroll_sideways(width, tmp_path):
+@pytest.mark.parametrize(
+    ("width", "make"), [(390, failing), (1280, failing), (390, fleet), (820, fleet), (1400, fleet)]
+)
+def test_the_page_does_not_scroll_sideways(width, make, tmp_path):
     # Headless windows have a least width, so the page is put into a frame as wide as a phone.
     probe = (
         "<script>addEventListener('load', () => parent.postMessage("
         "[innerWidth, document.documentElement.scrollWidth], '*'))</script>"
     )
-    inner = without_policy(html.render(failing())).replace("</body>", f"{probe}</body>")
+    inner = without_policy(html.render(make())).replace("</body>", f"{probe}</body>")
     (tmp_path / "inner.html").write_text(inner, encoding="utf-8")
     outer = (
         "<script>addEventListener('message', e => document.title = 'measured ' + e.data)</script>"

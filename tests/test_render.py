@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -8,13 +9,25 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from sample_report import DEVICE, LIMITS, example, failing, found, passing, unjudged
+from sample_report import DEVICE, LIMITS, example, failing, fleet, found, passing, unjudged
 
+from hetero.cells import Pair
 from hetero.errors import ConfigError
-from hetero.render import _verdict, _view, _words, html, junit, markdown, terminal, write_all
+from hetero.render import (
+    _agreement,
+    _drawing,
+    _verdict,
+    _view,
+    _words,
+    html,
+    junit,
+    markdown,
+    terminal,
+    write_all,
+)
 from hetero.report import Limit, Measurement, NotRun, Report
 
-pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 junitparser = pytest.importorskip("junitparser")
 
@@ -45,7 +58,7 @@ def evil() -> Report:
 class Page(HTMLParser):
     """What a browser would see: elements with attributes, and the text."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "use"})
+    VOID = frozenset({"meta", "link", "img", "br", "use", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -593,6 +606,54 @@ def test_nothing_from_outside_can_steer_the_terminal(make):
     text = shown(make(), force_terminal=True, no_color=True, color_system=None)
     assert "\x1b[31m" not in text
     assert make().verdict.upper() in text
+
+
+def test_no_words_of_a_plots_axis_overlap_or_leave_the_plot():
+    labels = [f"ONNX {p} on ssh:pi@raspberrypi.local,threads=4" for p in ("fp32", "int8")]
+    with matplotlib.rc_context(_drawing.STYLE):
+        figure, axes = _drawing.canvas(labels)
+        axes.plot([1e-9, 0.5], [0, 1])
+        _drawing.log_axis(axes, lambda x, _: f"{1 - x:.9f}", (1,))
+        axes.set_xlabel("a sentence on what the axis shows that is far too long for one line of it")
+        _drawing._fit(figure)
+        figure.draw_without_rendering()
+        ticks = [x for x in axes.get_xticklabels() if x.get_text() and x.get_visible()]
+        boxes = sorted((x.get_window_extent() for x in ticks), key=lambda x: x.x0)
+        sentence = axes.xaxis.label.get_window_extent()
+    assert len(boxes) >= 2
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert sentence.x0 >= 0
+    assert sentence.x1 <= figure.bbox.x1
+    assert [x.get_text().count("\n") for x in axes.get_yticklabels()] == [1, 1]
+
+
+def test_a_page_without_a_search_does_not_speak_of_one():
+    rows = tuple(x for x in unjudged().measurements if x.unit == "ms")
+    text = " ".join(html.render(Report("latency", rows)).split())
+    assert "Each file ran on the device <code>" in text
+    assert "the index was embedded" not in text
+    assert "the index was embedded" in " ".join(html.render(unjudged()).split())
+
+
+def test_a_cosine_below_1_never_reads_as_1_and_1_as_no_less():
+    def said(cosine):
+        pairs = (Pair("onnx", "fp32", "", b, cosine, "q", 1.0, 9) for b in ("one", "two"))
+        (matrix,) = _agreement.matrices(Report("x", (), agreement=tuple(pairs)))
+        return matrix.rows[0][1][0].cosine
+
+    assert [said(x) for x in (1.0, 1 + 1e-12)] == ["1", "1"]
+    assert said(1 - 9.6e-13) == "1 \N{MINUS SIGN} 1e-12"
+    assert said(0.9781333) == "0.9781"
+
+
+def test_a_number_that_is_not_to_be_believed_says_so_below_itself():
+    cells = [c for row in _view.table(fleet()).rows for c in row.cells if c and c.mark]
+    assert {c.mark for c in cells} == {"noisy"}
+    assert {(c.bare, c.text) for c in cells} >= {("3.21", "3.21 (noisy)")}
+    assert (
+        '3.21<span class="u"> ms</span></span><span class="interval">noisy</span>'
+        in html.render(fleet())
+    )
 
 
 def test_a_pipe_without_unicode_gets_question_marks_and_no_crash():

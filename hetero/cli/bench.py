@@ -88,6 +88,16 @@ def run(
     fail_on_fallback: Annotated[
         bool, typer.Option("--fail-on-fallback", help="Fail where an operator runs elsewhere.")
     ] = False,
+    tool: Annotated[
+        str,
+        typer.Option(
+            help="Run a benchmark program of yours instead: PATH or NAME=PATH of benchmark_model, "
+            "onnxruntime_perf_test, or any other with --tool-args."
+        ),
+    ] = "",
+    tool_args: Annotated[
+        str, typer.Option(help="Its arguments, with {model}, {threads}, {runs}, {seconds} in them.")
+    ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")] = Path(
         "runs/bench"
     ),
@@ -119,6 +129,18 @@ def run(
         resume=resume,
         command=command_line(),
     )
+    if tool or tool_args:
+        if against or baseline or save or sustained or profile or accelerator or fail_on_fallback:
+            raise ConfigError(
+                "a program of yours measures in its own way: --tool takes no --against, "
+                "--baseline, --save, --sustained, --profile, --accelerator or --fail-on-fallback"
+            )
+        from hetero.devices import Tool
+        from hetero.stages import tooling
+
+        program = Tool.named(tool, tool_args)
+        report = tooling.bench_by_tool(found, output, asked, program, reporter=reporter(quiet))
+        finish(report, output, json_, quiet, judged=limits is not None)
     if against is None and not baseline:
         options = benching.BenchOptions(
             asked, sustained, duty, profile, accelerator, fail_on_fallback

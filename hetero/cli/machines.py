@@ -35,8 +35,9 @@ def kinds_of_device(context: typer.Context, json_: Json = False) -> None:
         return
     from hetero import devices as kinds
 
-    value = {"devices": list(kinds.names()), "formats": list(kinds.runnable())}
-    say(json_, value, "\n".join(f"{n}: {', '.join(kinds.runnable())}" for n in kinds.names()))
+    formats = {name: list(kinds.runnable(name)) for name in kinds.names()}
+    value = {"devices": list(formats), "formats": list(kinds.runnable()), "runs": formats}
+    say(json_, value, "\n".join(f"{name}: {', '.join(x)}" for name, x in formats.items()))
 
 
 @devices.command("list")

@@ -10,6 +10,8 @@ from hetero.report import Measurement, Report
 
 #: What PyTorch is called in a matrix.
 PYTORCH = "PyTorch"
+#: Nearer to 1 than this, a cosine is written by what it lacks.
+_ROUNDS_TO_1 = 5e-8
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ def _meeting(pair: Pair) -> Meeting:
 
 
 def _cosine(pair: Pair) -> str:
+    """The worst cosine; one that is below 1 never reads as 1, and 1 as no less."""
+    away = 1 - pair.cosine_worst
+    if away <= 0:
+        return "1"
+    if away < _ROUNDS_TO_1:
+        return f"1 \N{MINUS SIGN} {away:.0e}"
     return words.number(Measurement("cosine_worst", pair.cosine_worst))
 
 

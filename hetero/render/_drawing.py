@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -26,6 +27,8 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", FAIL: 
 
 _WIDTH_INCH = 5.0
 _LONGEST = 34
+_LONGEST_LINE = 22
+_BETWEEN_PX = 6.0
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hetero",
@@ -48,19 +51,48 @@ def canvas(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """An empty figure with one labelled row per label, the first at the top."""
     from matplotlib.figure import Figure
 
-    height = 0.75 + 0.3 * len(labels)
+    shown = [_in_lines(x) for x in labels]
+    height = 0.75 + (0.38 if any("\n" in x for x in shown) else 0.3) * len(labels)
     figure = Figure(figsize=(_WIDTH_INCH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    shown = [x if len(x) <= _LONGEST else f"{x[: _LONGEST - 1]}…" for x in labels]
     axes.set_yticks(range(len(labels)), shown)
+    axes.tick_params(axis="y", pad=7)  # a dot at 0 reaches beyond the axis
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def _in_lines(label: str) -> str:
+    """A row's label, its device on a line of its own where the two are long."""
+    if len(label) > _LONGEST_LINE:
+        label = label.replace(" on ", "\non ", 1)
+    lines = (x if len(x) <= _LONGEST else f"{x[: _LONGEST - 1]}…" for x in label.split("\n"))
+    return "\n".join(lines)
+
+
+def _fit(figure: Figure) -> None:
+    """Keep the words of the horizontal axis inside the figure and apart from each other."""
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    end = -math.inf
+    for tick in sorted(axes.get_xticklabels(), key=lambda x: x.get_window_extent().x0):
+        box = tick.get_window_extent()
+        if tick.get_text() and box.x0 < end + _BETWEEN_PX:
+            tick.set_visible(False)
+        elif tick.get_text():
+            end = box.x1
+    label = axes.xaxis.label
+    box = label.get_window_extent()
+    if box.x0 < 0 or box.x1 > figure.bbox.x1:
+        # Room on the nearer side, twice, is what a centred line may take; letters differ in width.
+        middle = (box.x0 + box.x1) / 2
+        room = 0.85 * 2 * min(middle, figure.bbox.x1 - middle) / box.width
+        label.set_text(textwrap.fill(label.get_text(), max(12, int(room * len(label.get_text())))))
 
 
 def dot(axes: Axes, m: Measurement, y: float, colour: str) -> None:
@@ -130,6 +162,7 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 def inline_svg(figure: Figure, name: str, described: str) -> str:
     """The figure as an inline `svg` element, with ids of its own and the page's colours."""
+    _fit(figure)
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ET.fromstring(text.getvalue())

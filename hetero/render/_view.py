@@ -179,11 +179,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table: its text, its 95 % interval or "", what was made of it."""
+    """One number of the table: its text, its 95 % interval or "", what was made of it.
+
+    Attributes:
+        text: With its mark, "3.21 (noisy)".
+        mark: That mark alone, "noisy", or "".
+    """
 
     text: str
     interval: str
     outcome: Outcome
+    mark: str = ""
+
+    @property
+    def bare(self) -> str:
+        """The text without its mark, which a page writes below."""
+        return self.text.removesuffix(f" ({self.mark})")
 
 
 @dataclass(frozen=True)
@@ -239,6 +250,11 @@ class Table:
         """Whether it is known of any row by what it was executed."""
         return any(row.execution for row in self.rows)
 
+    @property
+    def doubted(self) -> bool:
+        """Whether any number carries a mark."""
+        return any(cell.mark for row in self.rows for cell in row.cells if cell is not None)
+
 
 def _is_about(x: NotRun, s: Subject) -> bool:
     device, format, precision = s.place
@@ -275,4 +291,4 @@ def _cell(m: Measurement | None, column: Column) -> Cell | None:
     if m is None:
         return None
     text = words.bare(m) + words.mark(m) if column.unit else words.number(m)
-    return Cell(text, words.interval(m), m.outcome)
+    return Cell(text, words.interval(m), m.outcome, words.mark(m).strip(" ()"))

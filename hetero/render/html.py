@@ -30,7 +30,7 @@ def render(report: Report) -> str:
     environment = jinja.Environment(
         autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"unbroken": _unbroken, "clean": _clean}
+    environment.filters |= {"unbroken": _unbroken, "clean": _clean, "named": _named}
     name = _view.namer(report)
     page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
@@ -56,6 +56,14 @@ def render(report: Report) -> str:
 
 def _clean(text: object) -> str:
     return _words.clean(str(text))
+
+
+def _named(text: object) -> str:
+    """The escaped name of a file or device, which may go on a new line behind its punctuation."""
+    from markupsafe import Markup, escape
+
+    # What escaping writes, "&lt;", has none of these signs in it.
+    return Markup(re.sub(r"([:,@/])(?=\w)", r"\1<wbr>", str(escape(_clean(text)))))
 
 
 def _unbroken(text: str) -> str:

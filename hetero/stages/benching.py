@@ -119,9 +119,10 @@ def bench(
         "model": f"{bundle.manifest.model.backbone}, weights {bundle.digest[:12]}",
     }
     series: dict[str, list[float]] = {}
-    with reporter.bar("measure", len(files) * len(asked.devices)) as bar:
+    cells = [(f, x) for f in files for x in opened if f.kind in devices.formats_of(x)]
+    with reporter.bar("measure", len(cells)) as bar:
         for item in files:
-            for device in opened:
+            for device in (x for f, x in cells if f is item):
 
                 def run(plan: Plan, item: Artifact = item, device: Any = device) -> RunResult:
                     return devices.run(
@@ -150,7 +151,7 @@ def bench(
                 series[f"latency_ms|{device.name}|{item.kind}|{item.precision}"] = measuring.points(
                     result.latency_ns / 1e6
                 )
-                facts[title] = ", ".join(f"{k} {v}" for k, v in _told(result).items())
+                facts[title] = ", ".join(f"{k} {v}".strip() for k, v in _told(result).items())
                 if history is not None:
                     history.add(entry(bundle, item, result, options))
                 bar.advance(1, f"{item.kind} {item.precision}")
@@ -166,18 +167,20 @@ def bench(
 
 
 def runnable(bundle: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
-    """The chosen files for which workers have a runtime.
+    """The chosen files for which a worker on one of the devices has a runtime.
 
     Raises:
         ConfigError: None.
     """
     from hetero import devices
 
-    files = tuple(f for f in chosen(bundle, options) if f.kind in devices.runnable())
+    opened = [devices.open_device(x, options.inventory) for x in options.devices]
+    formats = tuple(dict.fromkeys(x for device in opened for x in devices.formats_of(device)))
+    files = tuple(f for f in chosen(bundle, options) if f.kind in formats)
     if not files:
         raise ConfigError(
-            f"{bundle.root}: none of the chosen files runs on a worker; "
-            f"workers run {', '.join(devices.runnable())}"
+            f"{bundle.root}: none of the chosen files runs on {', '.join(options.devices)}; "
+            f"there run {', '.join(formats)}"
         )
     return files
 
@@ -187,7 +190,7 @@ def _told(result: RunResult) -> dict[str, str]:
     from hetero import devices
 
     timing = devices.timing(result)
-    told: dict[str, str] = {timing.validity: timing.reason}
+    told = {f"{timing.validity}:" if timing.reason else timing.validity: timing.reason}
     names = (
         "runtime", "runtime_version", "provider", "cpu", "threads", "governor",
         "temperature_before_c", "temperature_after_c", "temperature_max_c", "clock_before_mhz",
