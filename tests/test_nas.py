@@ -429,7 +429,7 @@ def worth(architecture: Architecture) -> Rewards:
 
 
 def look(
-    folder: Path, trials: int = 64, most: float = 9, seed: int = 0, **more: object
+    folder: Path, trials: int = 24, most: float = 9, seed: int = 0, **more: object
 ) -> nas.Found:
     settings = {"score": worth, "identity": "x", **more}
     return nas.search(  # type: ignore[misc]
