@@ -14,6 +14,8 @@ from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
 from benchmarks.harness import page as harness
 from benchmarks.lab import RESULTS
+from benchmarks.nas import page as nas
+from benchmarks.nas.study import STUDIES
 
 PAGE = Path("docs/results.md")
 
@@ -35,6 +37,11 @@ def render() -> str:
         parts.append(_tradeoff(path.stem.removeprefix("tradeoff-"), json.loads(path.read_text())))
     for path in sorted(RESULTS.glob("rivals-*.json")):
         parts.append(_rivals(path.stem.removeprefix("rivals-"), json.loads(path.read_text())))
+    for name in STUDIES:
+        for stem, part in (("nas", nas.section), ("nas-latency", nas.latency_section)):
+            path = RESULTS / f"{stem}-{name}.json"
+            if path.exists():
+                parts.append(part(name, json.loads(path.read_text())))
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))
@@ -63,8 +70,10 @@ def render() -> str:
 def pictures() -> dict[Path, str]:
     """Path to SVG text of every picture on the page."""
     return {
-        Path(f"docs/img/{path.stem}.svg"): _curve(json.loads(path.read_text()))
-        for path in sorted(RESULTS.glob("tradeoff-*.json"))
+        Path(f"docs/img/{stem}-{name}.svg"): draw(json.loads(path.read_text()))
+        for stem, draw in (("tradeoff", _curve), ("nas", nas.picture))
+        for name in STUDIES
+        if (path := RESULTS / f"{stem}-{name}.json").exists()
     }
 
 

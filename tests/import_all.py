@@ -23,6 +23,7 @@ OPTIONAL = {
     *("coremltools", "flatbuffers", "google"),
     *("jinja2", "matplotlib", "junitparser", "pyarrow", "faiss", "resvg_py"),
     *("beartype", "hypothesis", "jsonschema", "pytest", "sklearn", "pytorch_metric_learning"),
+    *("optuna", "curvlinops"),
 }
 
 #: These, and all below them, are about training or run in a converter's own process.
@@ -39,9 +40,12 @@ NEED_AN_EXTRA = {
     "hetero.export._quantize",
     "hetero.fit",
     "hetero.heads",
+    "hetero.lqf",
     "hetero.maps",
     "hetero.methods",
     "hetero.models",
+    "hetero.nas",
+    "hetero.stages.searching",
     "hetero.train",
 }
 

@@ -83,7 +83,7 @@ def test_a_bare_path_is_a_folder_and_a_bare_table_a_manifest(tmp_path, monkeypat
 
 
 def test_a_name_that_is_no_source_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match="emoji, folder, manifest"):
+    with pytest.raises(ConfigError, match="cub, emoji, folder, inshop, manifest"):
         load("emojis")
     with pytest.raises(DataError, match="no such folder"):
         load("nowhere/at/all")

@@ -24,6 +24,7 @@ from hetero.cli import (
     demo,
     diagnose,
     machines,
+    search,
     signing,
     snippet,
     train,
@@ -43,6 +44,7 @@ for command in (
     demo.demo,
     adopt.adopt,
     align.align,
+    search.search,
     bundles.embed,
     bundles.export,
     check.check,
@@ -58,6 +60,7 @@ for command in (
 app.add_typer(train.app, name="train")
 app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
+app.add_typer(search.nas, name="nas")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,20 @@ from hetero.errors import ConfigError
 from hetero.models import EmbeddingNet
 
 
-class Nested(nn.Module):
+class Several(nn.Module):
+    """Nets that share weights and are trained together."""
+
+    def sandwich(self) -> list[Any]:
+        """What `forward` takes beside the pictures, for each net that a step trains."""
+        raise NotImplementedError
+
+    @property
+    def narrowest(self) -> EmbeddingNet:
+        """The net on its own that a run is watched by: the one that has most to lose."""
+        raise NotImplementedError
+
+
+class Nested(Several):
     """Nets of ascending width that share the widest net's weights.
 
     Args:
@@ -89,7 +103,7 @@ class Nested(nn.Module):
 
     @property
     def narrowest(self) -> EmbeddingNet:
-        """What a run is watched by: the net that has most to lose."""
+        """The first one."""
         return self.extract(0)
 
     def _slices(self, at: int) -> dict[str, Tensor]:

@@ -59,30 +59,50 @@ class _Squeeze(nn.Module):
         return x * (weights * (1 / 6) + 0.5).clamp(0.0, 1.0)
 
 
-def _conv(
+def activation(name: str, family: str) -> type[nn.Module]:
+    """The activation of this name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in ("relu", "hswish"):
+        raise ConfigError(f"backbone {family}: act is relu or hswish, got {name!r}")
+    return nn.ReLU if name == "relu" else HardSwish
+
+
+def conv(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
+    """A convolution that keeps the side (but for its stride), and its batch norm."""
     return [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
 
 
-class _Inverted(nn.Module):
+class Inverted(nn.Module):
     """Widen, look around depthwise, narrow; and the way around where shapes allow."""
 
     def __init__(
-        self, inputs: int, outputs: int, expansion: int, stride: int, se: bool, act: type[nn.Module]
+        self,
+        inputs: int,
+        outputs: int,
+        expansion: int,
+        stride: int,
+        se: bool,
+        act: type[nn.Module],
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         inner = inputs * expansion
-        layers = [*_conv(inputs, inner, 1), act()] if expansion > 1 else []
-        layers += [*_conv(inner, inner, 3, stride, groups=inner), act()]
+        layers = [*conv(inputs, inner, 1), act()] if expansion > 1 else []
+        layers += [*conv(inner, inner, kernel, stride, groups=inner), act()]
         layers += [_Squeeze(inner)] if se else []
-        self.inner = nn.Sequential(*layers, *_conv(inner, outputs, 1))
+        self.inner = nn.Sequential(*layers, *conv(inner, outputs, 1))
         self.around = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shape (n, outputs, h/stride, w/stride)."""
         y: Tensor = self.inner(x)
         return x + y if self.around else y
 
@@ -98,32 +118,31 @@ def build(text: str = "") -> nn.Module:
     stride, act, se = int(chosen["stride"]), chosen["act"], int(chosen["se"])
     last = int(chosen["last"])
     finite = 0 < width < math.inf and 0 < depth < math.inf and last >= 8
-    if not finite or stride not in (1, 2) or se not in (0, 1) or act not in ("relu", "hswish"):
+    if not finite or stride not in (1, 2) or se not in (0, 1):
         raise ConfigError(
-            "backbone mobilenet: width and depth above 0, stride 1 or 2, se 0 or 1, act relu or "
-            f"hswish, last at least 8; got width={width}, depth={depth}, stride={stride}, se={se}, "
-            f"act={act}, last={last}"
+            "backbone mobilenet: width and depth above 0, stride 1 or 2, se 0 or 1, last at least "
+            f"8; got width={width}, depth={depth}, stride={stride}, se={se}, last={last}"
         )
-    activation: type[nn.Module] = nn.ReLU if act == "relu" else HardSwish
+    make = activation(act, "mobilenet")
 
     def channels(base: int) -> int:
         # Multiples of 8 fill the vector registers of every runtime.
         return max(8, int(base * width / 8 + 0.5) * 8)
 
     inputs = channels(16)
-    layers: list[nn.Module] = [*_conv(3, inputs, 3, stride), activation()]
+    layers: list[nn.Module] = [*conv(3, inputs, 3, stride), make()]
     for base, expansion, repeats, step in _STAGES:
         for block in range(max(1, round(repeats * depth))):
             layers.append(
-                _Inverted(
+                Inverted(
                     inputs,
                     channels(base),
                     expansion,
                     step if not block else 1,
                     bool(se),
-                    activation,
+                    make,
                 )
             )
             inputs = channels(base)
-    layers += [*_conv(inputs, channels(last), 1), activation()]
+    layers += [*conv(inputs, channels(last), 1), make()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,13 @@ class QueryObjective(Objective):
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
     ) -> Tensor:
-        """The method's loss of one batch; of several nested widths, the sum of theirs."""
+        """The method's loss of one batch; of several nets, the mean of theirs."""
         stored = self.setup.gallery
         gallery = torch.from_numpy(stored[epoch % len(stored), rows.cpu().numpy()])
         labels = None if self.labels is None else self.labels[rows]  # type: ignore[index]
         seen = self.view(pixels, views)
-        if isinstance(self.net, nested.Nested):
-            embedded = [self.net(seen, width) for width in self.net.sandwich()]
+        if isinstance(self.net, nested.Several):
+            embedded = [self.net(seen, which) for which in self.net.sandwich()]
         else:
             embedded = [self.net(seen)]
         loss = pixels.new_zeros((), dtype=torch.float32)
@@ -142,20 +142,20 @@ def train_query(
         ConfigError: The method needs labels or a head that are not there.
         TrainingError, Interrupted: See `hetero.fit.fit`.
     """
-    run = _run(gallery, images, recipe)
+    run = run_of(gallery, images, recipe)
     if resume and (done := finished(root, run, settings)):
         reporter.line(f"query model: {root} is finished")
         return done
     size_px = gallery.preprocess.size_px
 
-    def build() -> nn.Module:
+    def build(_: Pictures) -> nn.Module:
         return models.build(recipe.backbone, gallery.space.dim, size_px, inner=recipe.dim)
 
-    net, pictures = _fit(
+    net, pictures = fit_query(
         build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
     )
     assert isinstance(net, models.EmbeddingNet)
-    return _write(root, run, net, recipe, gallery, images, pictures, settings)
+    return write_query(root, run, net, recipe, gallery, images, pictures, settings)
 
 
 def train_widths(
@@ -197,7 +197,7 @@ def train_widths(
         raise ConfigError("quantisation-aware training is for one width at a time")
     if len(ordered) < 2:
         raise ConfigError(f"widths: at least two different ones, got {list(widths)}")
-    run = {**_run(gallery, images, recipe), "widths": ordered}
+    run = {**run_of(gallery, images, recipe), "widths": ordered}
     folders = [root / f"width-{width:g}" for width in ordered]
     own = [{**run, "width": width} for width in ordered]
     done = [finished(f, r, settings) for f, r in zip(folders, own, strict=True)] if resume else []
@@ -207,16 +207,16 @@ def train_widths(
     specs = [nested.with_width(recipe.backbone, width) for width in ordered]
     size_px = gallery.preprocess.size_px
 
-    def build() -> nn.Module:
+    def build(_: Pictures) -> nn.Module:
         nets = [models.build(s, gallery.space.dim, size_px, inner=recipe.dim) for s in specs]
         return nested.Nested(nets)
 
-    net, pictures = _fit(
+    net, pictures = fit_query(
         build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
     )
     assert isinstance(net, nested.Nested)
     return tuple(
-        _write(
+        write_query(
             folder,
             of,
             net.extract(at),
@@ -234,7 +234,7 @@ def train_widths(
 # -- the pieces ---------------------------------------------------------------------------------
 
 
-def _run(gallery: Bundle, images: Images, recipe: QueryRecipe) -> dict[str, Any]:
+def run_of(gallery: Bundle, images: Images, recipe: QueryRecipe) -> dict[str, Any]:
     """What a run is, without its length and seed."""
     chosen = methods.settings_of(methods.make(recipe.method, dict(recipe.settings or {})))
     return {
@@ -245,8 +245,8 @@ def _run(gallery: Bundle, images: Images, recipe: QueryRecipe) -> dict[str, Any]
     }
 
 
-def _fit(
-    build: Any,
+def fit_query(
+    build: Callable[[Pictures], nn.Module],
     gallery: Bundle,
     images: Images,
     recipe: QueryRecipe,
@@ -268,7 +268,7 @@ def _fit(
     preprocess = gallery.preprocess
     pictures = gather(images, preprocess, reporter)
     torch.manual_seed(settings.seed)
-    net = build()
+    net = build(pictures)
     gallery_net = models.load(gallery).to(processes().device)
     folder = make_folder(root / "training")
     generator = torch.Generator().manual_seed(settings.seed + 77)
@@ -292,7 +292,7 @@ def _fit(
     gallery_side = models.embed_pixels(gallery_net, preprocess, pictures.watched)
 
     def validate(net: nn.Module) -> Check:
-        alone = net.narrowest if isinstance(net, nested.Nested) else net
+        alone = net.narrowest if isinstance(net, nested.Several) else net
         return score(
             pictures.watch, models.embed_pixels(alone, preprocess, pictures.watched), gallery_side
         )
@@ -325,7 +325,7 @@ def _fit(
     return net, pictures
 
 
-def _write(
+def write_query(
     root: Path,
     run: Mapping[str, Any],
     net: models.EmbeddingNet,
@@ -336,6 +336,7 @@ def _write(
     settings: Settings,
     more: Mapping[str, Any] | None = None,
 ) -> Bundle:
+    """A finished query model as a bundle; see `hetero.train._writing.write`."""
     chosen = methods.settings_of(methods.make(recipe.method, dict(recipe.settings or {})))
     return write(
         root,

@@ -1,0 +1,250 @@
+"""What the studies of architecture search share: settings, candidates, supernets, searches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Retrieval costs of the curve: this many times fewer multiply-accumulates than the gallery model.
+CURVE = (200, 160, 120, 80, 60, 40, 30, 20, 15, 10, 7)
+#: The budget of the searches, in the same terms.
+BUDGET = 80
+#: Architectures drawn within the budget; as many of at least `NEAR` of it, and the rest below.
+DRAWN, NEAR = 20, 0.8
+#: Cheapest of them, as a share of the budget.
+FAR = 0.25
+SEEDS = (0, 1)
+METHOD = "csd+regression"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set's lengths; the gallery model is that of `benchmarks.tradeoff`.
+
+    Attributes:
+        space: Of the search.
+        supernet_epochs: Of a supernet.
+        epochs: Of every architecture that is trained on its own.
+        long_epochs, long_views: Of the model at the budget that the claim is judged by.
+        views: Stored views.
+        lr: Peak learning rate.
+        scored, curve_scored: Architectures that a search within the budget, and one over all costs,
+            look at.
+        tuned_epochs: Of the models of the curve, from inherited weights.
+    """
+
+    space: str
+    supernet_epochs: int
+    epochs: int
+    long_epochs: int
+    long_views: int
+    views: int
+    lr: float = 2e-2
+    scored: int = 80
+    curve_scored: int = 160
+    tuned_epochs: int = 10
+
+
+STUDIES = {
+    "emoji": Study(
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 8, 10, 120, 16, 8, tuned_epochs=6
+    ),
+    "omniglot": Study(
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 60, 12, 4, tuned_epochs=3
+    ),
+}
+
+
+def draw(study: Study, most: float, dim: int, size_px: int) -> list[dict[str, Any]]:
+    """Architectures within the budget: half of them near it, half of them far below."""
+    from hetero import models, nas
+
+    space, rng = nas.load_space(study.space), np.random.default_rng(20)
+    near: dict[str, dict[str, Any]] = {}
+    far: dict[str, dict[str, Any]] = {}
+    while len(near) < DRAWN // 2 or len(far) < DRAWN // 2:
+        architecture = space.draw(rng)
+        backbone = space.backbone(architecture)
+        macs = models.count(models.build(backbone, dim, size_px), size_px)[1]
+        found = {"backbone": backbone, "architecture": architecture, "macs": macs}
+        share = macs / most
+        where = near if NEAR <= share <= 1 else far if FAR <= share < NEAR else None
+        if where is not None and len(where) < DRAWN // 2:
+            where[backbone] = found
+    return [*near.values(), *far.values()]
+
+
+def by_hand(most: float, dim: int, size_px: int) -> dict[str, str]:
+    """Hand-designed networks of the multiplier that comes nearest to the budget."""
+    from hetero import models
+
+    def nearest(make: Callable[[float], str]) -> str:
+        names = {make(round(w, 2)) for w in np.arange(0.2, 1.2, 0.01)}
+        costs = {n: models.count(models.build(n, dim, size_px), size_px)[1] for n in names}
+        return min(sorted(names), key=lambda n: abs(costs[n] - most))
+
+    return {
+        "mobilenet": nearest(lambda w: f"mobilenet:width={w:g}"),
+        "shufflenet": nearest(lambda w: f"shufflenet:width={w:g},stem=2"),
+    }
+
+
+def supernet(study: Study, data: str, seed: int, work: Path, method: str = METHOD) -> Any:
+    """The supernet of a seed, trained or read."""
+    import torch
+
+    from hetero import data as sources
+    from hetero.bundle import Bundle
+    from hetero.fit import Settings
+    from hetero.progress import Reporter
+    from hetero.train import SupernetRecipe, train_supernet
+
+    torch.set_num_threads(1)
+    return train_supernet(
+        Bundle.load(work / "seed-0" / "gallery"),
+        sources.load(data),
+        SupernetRecipe(study.space, "sandwich", method, None, study.views),
+        Settings(epochs=study.supernet_epochs, batch=128, lr=study.lr, seed=seed, keep_going=True),
+        work / f"nas-supernet-{seed}",
+        vectors=work / "seed-0" / "vectors-gallery",
+        resume=True,
+        reporter=Reporter(quiet=True),
+    )
+
+
+def inherit(
+    study: Study, data: str, seed: int, work: Path, drawn: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Rewards of the drawn architectures with a supernet's weights, and what re-calibration does.
+
+    Kept in the work folder, so that it is done once.
+    """
+    path = work / f"nas-inherited-{seed}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        if kept["study"] == asdict(study):
+            return kept
+    begun = time.process_time()
+    net = supernet(study, data, seed, work)
+    took = time.process_time() - begun
+    rewards = [net.score(tuple(d["architecture"])) for d in drawn]
+    # Statistics of no batch at all, and of more and more.
+    batches = {
+        str(n): [
+            net.score(tuple(d["architecture"]), n).r2 for d in drawn[:: max(1, len(drawn) // 6)]
+        ]
+        for n in (0, 1, 10, 40)
+    }
+    out = {
+        "study": asdict(study),
+        "seed": seed,
+        "cpu_s": round(took, 1),
+        "r1": [r.r1 for r in rewards],
+        "r2": [r.r2 for r in rewards],
+        "r3": [r.r3 for r in rewards],
+        "recalibration_r2": batches,
+    }
+    path.write_text(json.dumps(out, indent=1) + "\n")
+    return out
+
+
+def searched(
+    study: Study,
+    data: str,
+    seed: int,
+    work: Path,
+    most: float,
+    name: str,
+    scored: int,
+    cost: str = "macs",
+) -> dict[str, Any]:
+    """What a search of a seed's supernet found within this much of a cost: its best, its front."""
+    from hetero import models, nas
+    from hetero.progress import Reporter
+
+    begun = time.process_time()
+    net = supernet(study, data, seed, work)
+    dim, size_px, of = net.gallery.space.dim, net.gallery.preprocess.size_px, nas.load_cost(cost).of
+
+    def price(architecture: nas.Architecture) -> float:
+        return of(models.build(net.net.space.backbone(architecture), dim, size_px), size_px)
+
+    found = nas.search(
+        net.net.space,
+        price,
+        net.score,
+        nas.Budget(cost, most),
+        work / f"nas-search-{name}",
+        trials=scored,
+        seed=seed,
+        identity=net.digest,
+        reporter=Reporter(quiet=True),
+    )
+    return {
+        "seed": seed,
+        "budget": most,
+        "cpu_s": round(time.process_time() - begun, 1),
+        "scored": sum(c.fits for c in found.candidates),
+        "best": asdict(found.best),
+        "front": [asdict(c) for c in found.front],
+    }
+
+
+def at_cost(front: list[dict[str, Any]], most: float) -> dict[str, Any]:
+    """The best of a front within a cost: its dearest one, as a front rises."""
+    return max((c for c in front if c["cost"] <= most), key=lambda c: float(c["cost"]))
+
+
+def tuned(
+    study: Study,
+    data: str,
+    seed: int,
+    work: Path,
+    candidate: dict[str, Any],
+    name: str,
+    epochs: int,
+    views: int,
+) -> dict[str, Any]:
+    """Test scores of an architecture with inherited weights, and trained on from them."""
+    import dataclasses
+
+    from benchmarks.lab import embed_test, pair
+    from hetero.progress import Reporter
+
+    root = work / "nas-tuned" / name
+    note = root.with_suffix(".json")
+    asked = {"backbone": candidate["backbone"], "epochs": epochs, "views": views, "seed": seed}
+    if note.exists() and json.loads(note.read_text())["asked"] == asked:
+        kept: dict[str, Any] = json.loads(note.read_text())
+        return kept
+    net = supernet(study, data, seed, work)
+    architecture = tuple(candidate["architecture"])
+    plain = net.bundle(architecture, root / "inherited")
+    begun = time.process_time()
+    longer = dataclasses.replace(net, recipe=dataclasses.replace(net.recipe, views=views))
+    own = longer.tuned(
+        architecture,
+        dataclasses.replace(net.settings, epochs=epochs),
+        root / "tuned",
+        vectors=work / "seed-0" / "vectors-gallery",
+        resume=True,
+        reporter=Reporter(quiet=True),
+    )
+    task, theirs = embed_test(work / "seed-0" / "gallery", data)
+    out: dict[str, Any] = {
+        "asked": asked,
+        "macs": own.manifest.model.macs,
+        "parameters": own.manifest.model.parameters,
+        "cpu_s": round(time.process_time() - begun, 1),
+    }
+    for key, bundle in (("inherited", plain), ("tuned", own)):
+        _, mine = embed_test(bundle.root, data)
+        out[key] = {"heterogeneous": pair(task, mine, theirs), "own": pair(task, mine, mine)}
+    note.write_text(json.dumps(out, indent=1) + "\n")
+    return out

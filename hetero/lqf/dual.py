@@ -1,0 +1,266 @@
+"""A net and its derivative in one graph: every value travels with its change.
+
+Where a layer maps u to W·u + b, the pair (u, u') is mapped to (W·u + b, W·u' + dW·u + db): two or
+three ordinary layers. A leaky ReLU passes a change on with the slope it has at u. What comes out is
+f(x; w) + J(x)·dw, the first-order expansion of the net in its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hetero.errors import ConfigError
+from hetero.models import first_line
+
+#: A change of a net's weights: parameter name -> tensor of its shape.
+Delta = Mapping[str, Tensor]
+#: A value and its change; None where nothing before it can change.
+_Pair = tuple[Any, Tensor | None]
+_aten = torch.ops.aten
+
+
+class DualStream(nn.Module):
+    """A net's first-order expansion in its weights: f(x; w) + J(x)·delta, of plain layers.
+
+    Linear in its parameters, the changes of the weights and biases of convolutions and linear
+    layers, which start at zero: two of them add, subtract and average exactly. The net itself is
+    in evaluation mode, its batch norms are fixed scales, and it never changes.
+
+    Args:
+        net: Maps (n, 3, h, w) to (n, k). Taken over: its parameters no longer want a gradient.
+        example: Pictures that it takes, at least two.
+
+    Raises:
+        ConfigError: The net cannot be traced, or an operator has no rule here; it is named.
+    """
+
+    def __init__(self, net: nn.Module, example: Float[Tensor, "n ..."]) -> None:
+        """See the class."""
+        super().__init__()
+        self.net = net.eval()
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)
+        weighted = [
+            f"{name}.{leaf}"
+            for name, module in net.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+            for leaf, _ in module.named_parameters(recurse=False)
+        ]
+        self._keys = {name: name.replace(".", "/") for name in weighted}
+        self.changes = nn.ParameterDict()
+        for name, key in self._keys.items():
+            self.changes[key] = nn.Parameter(torch.zeros_like(net.get_parameter(name)))
+        try:
+            batch = {0: torch.export.Dim("batch", min=1)}
+            traced = torch.export.export(net, (example,), dynamic_shapes=(batch,), strict=False)
+        except Exception as error:
+            raise ConfigError(
+                f"LQF: the net cannot be traced ({type(error).__name__}: {first_line(error)}); its "
+                "forward may not depend on values"
+            ) from error
+        given = traced.graph_signature
+        self._stored = {**given.inputs_to_parameters, **given.inputs_to_buffers}
+        constants = given.inputs_to_lifted_tensor_constants
+        self._constants = {k: traced.constants[v] for k, v in constants.items()}
+        self._graph = traced.graph
+        with torch.no_grad():
+            self(example)  # every operator is met once, so that a missing rule is told now
+
+    @property
+    def delta(self) -> dict[str, Tensor]:
+        """A copy of the change of each parameter, by the parameter's name in the net."""
+        return {name: self.changes[key].detach().clone() for name, key in self._keys.items()}
+
+    @torch.no_grad()
+    def add(self, delta: Delta, share: float = 1.0) -> None:
+        """Add a change, or this share of it; -1 takes it away again.
+
+        Raises:
+            ConfigError: It is not a change of this net.
+        """
+        if {n: d.shape for n, d in delta.items()} != {
+            n: self.changes[k].shape for n, k in self._keys.items()
+        }:
+            raise ConfigError("LQF: the change belongs to a net with other parameters")
+        for name, key in self._keys.items():
+            self.changes[key] += share * delta[name]
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Back to the net as it was."""
+        for change in self.changes.values():
+            change.zero_()
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+        """What the net gives, plus what its change gives."""
+        pairs: dict[torch.fx.Node, _Pair] = {}
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                pairs[node] = self._given(node.name, x)
+            elif node.op == "call_function":
+                pairs[node] = _apply(node, pairs)
+        (out,) = next(n for n in self._graph.nodes if n.op == "output").args[0]
+        value, change = pairs[out]
+        whole: Tensor = value if change is None else value + change
+        return whole
+
+    def _given(self, name: str, x: Tensor) -> _Pair:
+        if name in self._constants:
+            return self._constants[name], None
+        if name not in self._stored:
+            return x, None
+        stored = self._stored[name]
+        path, _, leaf = stored.rpartition(".")
+        value = getattr(self.net.get_submodule(path), leaf)
+        key = self._keys.get(stored)
+        return value, None if key is None else self.changes[key]
+
+
+def _apply(node: torch.fx.Node, pairs: dict[torch.fx.Node, _Pair]) -> _Pair:
+    """A node's value and change from those of its arguments."""
+
+    def each(argument: Any, place: int) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return pairs[argument][place]
+        if isinstance(argument, list | tuple):
+            return type(argument)(each(a, place) for a in argument)
+        return argument if place == 0 else None
+
+    target: Any = node.target
+    args = [each(a, 0) for a in node.args]
+    changes = [each(a, 1) for a in node.args]
+    kwargs = {k: each(v, 0) for k, v in node.kwargs.items()}
+    moves = any(c is not None for c in _flat(changes))
+    rule = _RULES.get(getattr(target, "overloadpacket", target))
+    if not moves:
+        return target(*args, **kwargs), None
+    if rule is None:
+        raise ConfigError(f"LQF: operator {target} ({node.name}) has no rule here")
+    return rule(target, args, changes, kwargs)
+
+
+def _flat(changes: Any) -> list[Any]:
+    if isinstance(changes, list | tuple):
+        return [x for c in changes for x in _flat(c)]
+    return [changes]
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+# -- rules: (operator, values, changes, keywords) -> value and change ------------------------------
+
+_Rule = Callable[[Any, list[Any], list[Any], dict[str, Any]], _Pair]
+
+
+def _same(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    """Linear in its first argument: a change is treated as a value is."""
+    return target(*args, **kwargs), target(changes[0], *args[1:], **kwargs)
+
+
+def _layer(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    """A convolution or linear layer: value, weight, bias, and how."""
+    value, weight = args[:2]
+    dvalue, dweight = changes[:2]
+    dbias = changes[2] if len(changes) > 2 else None
+    how = args[3:]
+    out: Tensor | None = None
+    if dvalue is not None:
+        out = target(dvalue, weight, None, *how, **kwargs)
+    if dweight is not None:
+        out = _plus(out, target(value, dweight, dbias, *how, **kwargs))
+    elif dbias is not None:
+        out = _plus(out, dbias.reshape(-1, *[1] * (args[0].ndim - 2)) * torch.ones_like(args[0]))
+    return target(*args, **kwargs), out
+
+
+def _norm(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    """A batch norm in evaluation mode: value, scale, shift, mean, variance, training, ..., eps."""
+    value, scale, _, _, variance = args[:5]
+    factor = (variance + args[7]).rsqrt()
+    factor = factor if scale is None else factor * scale
+    return target(*args, **kwargs), changes[0] * factor.reshape(-1, *[1] * (value.ndim - 2))
+
+
+def _add(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    a, b = changes[:2]
+    if b is not None:
+        b = b * kwargs.get("alpha", 1)
+        b = -b if target.overloadpacket is _aten.sub else b
+    return target(*args, **kwargs), _plus(a, b)
+
+
+def _mul(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    left = None if changes[0] is None else changes[0] * args[1]
+    right = None if changes[1] is None else args[0] * changes[1]
+    return target(*args, **kwargs), _plus(left, right)
+
+
+def _cat(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    parts = [
+        torch.zeros_like(v) if c is None else c for v, c in zip(args[0], changes[0], strict=True)
+    ]
+    return target(*args, **kwargs), target(parts, *args[1:], **kwargs)
+
+
+def _sloped(slope: Callable[..., Tensor]) -> _Rule:
+    """An element-wise function with this slope, of the same arguments."""
+
+    def rule(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+        return target(*args, **kwargs), changes[0] * slope(*args, **kwargs)
+
+    return rule
+
+
+def _leaky(value: Tensor, slope: float = 0.01) -> Tensor:
+    return torch.where(value > 0, torch.ones_like(value), torch.full_like(value, slope))
+
+
+def _clamp(value: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    inside = torch.ones_like(value)
+    if low is not None:
+        inside = torch.where(value > low, inside, torch.zeros_like(value))
+    if high is not None:
+        inside = torch.where(value < high, inside, torch.zeros_like(value))
+    return inside
+
+
+_RULES: dict[Any, _Rule] = {
+    **dict.fromkeys((_aten.conv2d, _aten.linear), _layer),
+    **dict.fromkeys((_aten.add, _aten.add_, _aten.sub), _add),
+    **dict.fromkeys((_aten.relu, _aten.relu_), _sloped(lambda value: _leaky(value, 0.0))),
+    **dict.fromkeys((_aten.leaky_relu, _aten.leaky_relu_), _sloped(_leaky)),
+    **dict.fromkeys((_aten.clamp, _aten.clamp_), _sloped(_clamp)),
+    **dict.fromkeys(
+        (_aten.hardtanh, _aten.hardtanh_),
+        _sloped(lambda value, low=-1.0, high=1.0: _clamp(value, low, high)),
+    ),
+    **dict.fromkeys(
+        (
+            _aten.adaptive_avg_pool2d,
+            _aten.avg_pool2d,
+            _aten.mean,
+            _aten.flatten,
+            _aten.view,
+            _aten.reshape,
+            _aten.permute,
+            _aten.slice,
+            _aten.select,
+            _aten.contiguous,
+            _aten.dropout,
+            _aten.upsample_bilinear2d,
+        ),
+        _same,
+    ),
+    _aten.batch_norm: _norm,
+    _aten.mul: _mul,
+    _aten.cat: _cat,
+}

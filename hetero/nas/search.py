@@ -1,0 +1,224 @@
+"""Evolution under a budget: the most reward for the least cost, every candidate kept.
+
+Papers: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, by Optuna;
+    Guo et al., "Single Path One-Shot NAS", ECCV 2020, arXiv:1904.00420, evolution with inherited
+    weights.
+Differs: reward and cost are two objectives, so that the whole front is found and not one point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hetero._files import make_folder, write_json
+from hetero.errors import ConfigError, require
+from hetero.nas.rewards import Rewards, Which
+from hetero.nas.space import Architecture, SearchSpace
+from hetero.progress import Reporter
+
+#: Times as many architectures are asked for as are scored: in a small space most are known.
+ASKED = 20
+JOURNAL = "search.journal"
+FOUND = "found.json"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a query model may cost.
+
+    Attributes:
+        cost: See `hetero.nas.costs`.
+        most: In the cost's unit.
+    """
+
+    cost: str
+    most: float
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that nothing fits."""
+        if not self.most > 0:
+            raise ConfigError(f"budget: {self.cost} above 0, got {self.most}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that was looked at.
+
+    Attributes:
+        backbone: Its name.
+        architecture: Its place in the space.
+        cost: In the budget's unit.
+        r1, r2: See `hetero.nas.rewards`; 0 for one above the budget, which is not scored.
+        fits: Whether it is within the budget.
+    """
+
+    backbone: str
+    architecture: Architecture
+    cost: float
+    r1: float
+    r2: float
+    fits: bool
+
+    def reward(self, which: Which) -> float:
+        """The reward of this name."""
+        return float(getattr(Rewards(self.r1, self.r2), which))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        candidates: Each architecture once, in the order they were looked at.
+        which: The reward that was sought.
+        budget: And within what.
+    """
+
+    candidates: tuple[Candidate, ...]
+    which: Which
+    budget: Budget
+
+    @property
+    def best(self) -> Candidate:
+        """The most rewarding one within the budget; of equals the cheapest.
+
+        Raises:
+            ConfigError: None is within it.
+        """
+        fitting = [c for c in self.candidates if c.fits]
+        if not fitting:
+            cheapest = min(self.candidates, key=lambda c: c.cost)
+            raise ConfigError(
+                f"search: none of {len(self.candidates)} architectures costs at most "
+                f"{self.budget.most:g} ({self.budget.cost}); the cheapest, {cheapest.backbone}, "
+                f"costs {cheapest.cost:g}"
+            )
+        return max(fitting, key=lambda c: (c.reward(self.which), -c.cost))
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """Those within the budget that none is better than at no more cost, the cheapest first."""
+        out: list[Candidate] = []
+        for c in sorted(
+            (c for c in self.candidates if c.fits), key=lambda c: (c.cost, -c.reward(self.which))
+        ):
+            if not out or c.reward(self.which) > out[-1].reward(self.which):
+                out.append(c)
+        return tuple(out)
+
+
+def search(
+    space: SearchSpace,
+    price: Callable[[Architecture], float],
+    score: Callable[[Architecture], Rewards],
+    budget: Budget,
+    folder: Path,
+    *,
+    trials: int,
+    which: Which = "r3",
+    population: int = 20,
+    seed: int = 0,
+    identity: str = "",
+    reporter: Reporter,
+) -> Found:
+    """What evolution found; every candidate is on disk before the next one is looked at.
+
+    Called again with the same folder it goes on where it was, whatever stopped it.
+
+    Args:
+        space: What can be chosen.
+        price: The cost of an architecture, in the budget's unit.
+        score: Its rewards with inherited weights; asked only within the budget.
+        budget: What it may cost.
+        folder: Gets search.journal and found.json.
+        trials: Architectures to score, those of an earlier call included. Those above the budget
+            and those known already come for nothing; at most `ASKED` times as many are asked for.
+        which: The reward that is sought.
+        population: Of a generation.
+        seed: Of evolution.
+        identity: What the scores depend on; another one in the folder is refused.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: The folder belongs to another search.
+        MissingExtraError: Optuna is not installed.
+    """
+    study = _study(make_folder(folder), f"{which} {budget.cost} {identity}", population, seed)
+    known: dict[str, Candidate] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.name == "COMPLETE":
+            c = _candidate(trial.user_attrs["candidate"])
+            known[c.backbone] = c
+    asked = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
+    if not asked:
+        # The first generation knows both ends; the rest of it is drawn.
+        for end in (space.smallest(), space.largest()):
+            study.enqueue_trial({c.name: v for c, v in zip(space.choices, end, strict=True)})
+    scored = sum(c.fits for c in known.values())
+    with reporter.bar("search", trials, done=min(scored, trials)) as bar:
+        while scored < trials and asked < ASKED * trials:
+            trial = study.ask()
+            architecture = tuple(
+                trial.suggest_categorical(c.name, list(c.values)) for c in space.choices
+            )
+            backbone = space.backbone(architecture)
+            new = backbone not in known
+            if new:
+                cost = price(architecture)
+                fits = cost <= budget.most
+                found = score(architecture) if fits else Rewards(0.0, 0.0)
+                known[backbone] = Candidate(backbone, architecture, cost, found.r1, found.r2, fits)
+            candidate = known[backbone]
+            trial.set_user_attr("candidate", asdict(candidate))
+            # Above 0 beyond the budget, by how much; such candidates rank last.
+            trial.set_constraint("over", candidate.cost / budget.most - 1)
+            study.tell(trial, (candidate.reward(which), candidate.cost))
+            asked += 1
+            if new and candidate.fits:
+                scored += 1
+                bar.advance(1, f"{which} {candidate.reward(which):.3f}  {candidate.cost:.4g}")
+    found_all = Found(tuple(known.values()), which, budget)
+    write_json(
+        folder / FOUND,
+        {
+            "which": which,
+            "budget": asdict(budget),
+            "identity": identity,
+            "candidates": [asdict(c) for c in found_all.candidates],
+            "front": [c.backbone for c in found_all.front],
+        },
+    )
+    return found_all
+
+
+def _candidate(kept: dict[str, Any]) -> Candidate:
+    """What was kept as JSON, which has no tuples."""
+    return Candidate(**{**kept, "architecture": tuple(kept["architecture"])})
+
+
+def _study(folder: Path, name: str, population: int, seed: int) -> Any:
+    optuna: Any = require("optuna", "nas")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    known = [s.study_name for s in storage.get_all_studies()]
+    if known and known != [name]:
+        raise ConfigError(
+            f"{folder}: holds another search ({known[0]}, not {name}); choose another folder"
+        )
+    with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(study_name=name, storage=storage, directions=["maximize", "minimize"])
+    done = len(storage.get_all_trials(storage.get_study_id_from_name(name)))
+    sampler = optuna.samplers.NSGAIISampler(
+        population_size=population,
+        # A continued search must not draw again what it drew before.
+        seed=seed * 1_000_003 + done,
+    )
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)

@@ -1,0 +1,1 @@
+"""Spaces of architectures, one file each: ``space(options) -> SearchSpace``."""

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from toys import quiet
+
+from hetero import lqf, models
+from hetero.errors import ConfigError
+from hetero.lqf import DualStream
+
+SPECS = (
+    "resnet:width=4",
+    "resnet:width=8,depth=18",
+    "mobilenet:width=0.25,depth=0.3",
+    "mobilenet:width=0.5,se=1,act=hswish",
+    "elastic:width=0.25",
+    "shufflenet:width=0.2,last=16",
+)
+
+
+def classifier(spec: str = "resnet:width=4", classes: int = 5, size: int = 16) -> nn.Module:
+    """A backbone with a linear layer on it, whose batch statistics are not those of a new one."""
+    torch.manual_seed(0)
+    backbone = models.backbone(spec)
+    features = backbone.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    net = nn.Sequential(backbone, nn.Linear(features, classes)).train()
+    for _ in range(3):
+        net(torch.randn(16, 3, size, size))
+    return net.eval()
+
+
+def some(net: nn.Module, share: float = 0.05, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        n: share
+        * p.std().nan_to_num(1.0).clamp_min(0.1)
+        * torch.randn(p.shape, generator=generator)
+        for n, p in net.named_parameters()
+    }
+
+
+def pictures(count: int = 4, size: int = 16, seed: int = 2) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# -- the model ------------------------------------------------------------------------------------
+
+
+def linearised(spec: str = "resnet:width=4") -> DualStream:
+    """In float64, so that what is compared is not rounding."""
+    return DualStream(classifier(spec).double(), pictures().double())
+
+
+def change_of(model: DualStream, seed: int = 1) -> dict[str, Tensor]:
+    drawn = some(model.net, seed=seed)
+    return {n: drawn[n].double() for n in model.delta}
+
+
+# PyTorch's own forward mode compiles by what PyTorch calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_dual_stream_is_the_jacobian_vector_product(spec: str) -> None:
+    model, x = linearised(spec), pictures().double()
+    delta = change_of(model)
+    model.add(delta)
+    weights = {n: model.net.get_parameter(n) for n in delta}
+    value, change = jvp(lambda w: functional_call(model.net, w, (x,)), (weights,), (delta,))
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(model(x), value + change, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", SPECS[:3])
+def test_the_dual_stream_is_the_limit_of_finite_differences(spec: str) -> None:
+    model, x, step = linearised(spec), pictures().double(), 1e-6
+    delta = change_of(model)
+    model.add(delta)
+
+    def at(share: float) -> Tensor:
+        moved = {n: model.net.get_parameter(n) + share * d for n, d in delta.items()}
+        return functional_call(model.net, moved, (x,))
+
+    expected = (at(step) - at(-step)) / (2 * step)
+    found = model(x) - model.net(x)
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_a_model_without_a_change_is_the_net() -> None:
+    model = linearised()
+    for count in (1, 4, 7):
+        x = pictures(count).double()
+        torch.testing.assert_close(model(x), model.net(x))
+
+
+def test_changes_add_subtract_and_average_exactly() -> None:
+    model, x = linearised(), pictures().double()
+    a, b = change_of(model, 1), change_of(model, 2)
+
+    def outputs(*parts: tuple[dict[str, Tensor], float]) -> Tensor:
+        model.forget()
+        for delta, share in parts:
+            model.add(delta, share)
+        return model(x).detach()
+
+    none = outputs()
+    torch.testing.assert_close(
+        outputs((a, 1), (b, 1)) - none, outputs((a, 1)) + outputs((b, 1)) - 2 * none
+    )
+    torch.testing.assert_close(outputs((a, 1), (b, 1), (b, -1)), outputs((a, 1)))
+    torch.testing.assert_close(outputs((a, 0.5), (b, 0.5)), (outputs((a, 1)) + outputs((b, 1))) / 2)
+
+
+def test_a_change_of_another_net_is_refused() -> None:
+    with pytest.raises(ConfigError, match="other parameters"):
+        linearised().add({"weight": torch.zeros(1)})
+
+
+def test_an_operator_without_a_rule_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ConfigError, match=r"gelu.* has no rule here"):
+        DualStream(net, pictures())
+
+
+def test_a_net_that_looks_at_values_is_refused() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ConfigError, match="cannot be traced"):
+        DualStream(Odd(), pictures())
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def tiny() -> tuple[DualStream, Tensor, Tensor]:
+    """A net small enough for its Jacobian to be written out."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, 3),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (24,), generator=generator)
+    return DualStream(net.double(), x[:2]), x, labels
+
+
+def closed_form(model: DualStream, x: Tensor, labels: Tensor, settings: lqf.Settings) -> Tensor:
+    """The optimum's outputs, by solving the normal equations of the written-out Jacobian."""
+    names = [n for n, _ in model.net.named_parameters()]
+    weights = {n: p.detach() for n, p in model.net.named_parameters()}
+    jacobian = torch.func.jacrev(lambda w: functional_call(model.net, w, (x,)))(weights)
+    rows = torch.cat([jacobian[n].flatten(2) for n in names], 2).flatten(0, 1).numpy()
+    start = model.net(x).detach().flatten().numpy()
+    aim = settings.alpha * nn.functional.one_hot(labels, 3).double().flatten().numpy()
+    hessian = rows.T @ rows / len(x) + settings.pull * np.eye(rows.shape[1])
+    best = np.linalg.solve(hessian, rows.T @ (aim - start) / len(x))
+    return torch.from_numpy(start + rows @ best).reshape(len(x), 3)
+
+
+@pytest.mark.parametrize(("optimizer", "lr", "epochs"), [("kfac", 1.0, 200), ("adam", 0.05, 1000)])
+def test_training_ends_in_the_one_optimum(optimizer: str, lr: float, epochs: int) -> None:
+    model, x, labels = tiny()
+    settings = lqf.Settings(
+        epochs=epochs,
+        batch=24,
+        lr=lr,
+        alpha=2.0,
+        pull=1e-2,
+        optimizer=optimizer,  # type: ignore[arg-type]
+    )
+    lqf.fit(model, x, labels, settings, reporter=quiet())
+    expected = closed_form(model, x, labels, settings)
+    assert (model(x) - expected).abs().max().item() < 1e-2
+
+
+def test_two_seeds_end_in_the_same_model() -> None:
+    ends = []
+    for seed in (0, 1):
+        model, x, labels = tiny()
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            for change in model.changes.values():
+                change += 0.1 * torch.randn(change.shape, generator=generator, dtype=change.dtype)
+        settings = lqf.Settings(epochs=200, batch=24, lr=1.0, alpha=2.0, pull=1e-2, seed=seed)
+        lqf.fit(model, x, labels, settings, reporter=quiet())
+        ends.append(model(x).detach())
+    assert (ends[0] - ends[1]).abs().max().item() < 1e-2
+
+
+def test_the_objective_by_hand() -> None:
+    model, x, labels = tiny()
+    settings = lqf.Settings(alpha=2.0, pull=0.1)
+    with torch.no_grad():
+        model.changes["4/bias"] += torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    outputs = model(x).detach().numpy()
+    aim = 2.0 * np.eye(3)[labels.numpy()]
+    expected = 0.5 * ((outputs - aim) ** 2).sum(1).mean() + 0.5 * 0.1 * 9
+    assert lqf.objective(model, x, labels, settings).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 0}, {"lr": 0.0}, {"alpha": -1.0}, {"damping": 0.0}])
+def test_settings_out_of_range_are_refused(changed: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="LQF"):
+        lqf.Settings(**changed)  # type: ignore[arg-type]
