@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetero.diagnose.layers import Sketch, groups, sketch
-from hetero.diagnose.ranges import NATURAL, Range
+from hetero.diagnose.ranges import Range
 from hetero.errors import require
 from hetero.export import _seal
 from hetero.export import onnx as format
@@ -130,13 +130,11 @@ def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
             scale, zero = (held[i].item() for i in node.input[1:])
             kind = np.iinfo(held[node.input[2]].dtype)
             low, high = ((int(k) - zero) * scale for k in (kind.min, kind.max))
-            x = np.atleast_1d(values[node.input[0]])
-            cut = np.zeros(x.shape, dtype=bool)
-            # An activation function that was run together with the rounding is seen before it.
-            for end, beyond in ((low, x < low - scale), (high, x > high + scale)):
-                if all(abs(end - e) > 1.5 * scale for e in NATURAL):
-                    cut |= beyond
-            pictures = float(cut.reshape(len(cut), -1).any(axis=1).mean())
+            x = values[node.input[0]]
+            cut = float(((x < low - scale) | (x > high + scale)).mean())
+            # What is below zero and cut there is a ReLU that was run together with the rounding.
+            if zero == kind.min:
+                cut = float((x > high + scale).mean())
             filled = float(max(x.min(), low)), float(min(x.max(), high))
-            out.append(Range(node.input[0], low, high, *filled, float(cut.mean()), pictures))
+            out.append(Range(node.input[0], low, high, *filled, cut))
     return out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetero.diagnose.layers import Sketch, sketch
-from hetero.diagnose.ranges import NATURAL, Range
+from hetero.diagnose.ranges import Range
 from hetero.errors import BundleError, require
 from hetero.export import _seal
 from hetero.export import tflite as format
@@ -22,8 +22,9 @@ _KINDS = (np.float32, np.float16, np.int8, np.uint8, np.int16)
 #: Operators whose outputs are copies.
 _DULL = frozenset({"QUANTIZE", "PAD", "PADV2", "RESHAPE"})
 
-#: Operators whose output range is fixed by the format.
+#: Operators whose output range is fixed by the format, and ends that activation functions have.
 _FIXED = frozenset({"QUANTIZE", "LOGISTIC", "SOFTMAX", "TANH", "L2_NORMALIZATION", "DEQUANTIZE"})
+_ENDS = (0.0, 1.0, 6.0)
 
 
 def layers(path: Path, inputs: np.ndarray[Any, Any]) -> list[Sketch]:
@@ -135,35 +136,32 @@ def ranges(path: Path, inputs: np.ndarray[Any, Any]) -> list[Range]:
     run = _interpreter(path)
     details = {int(d["index"]): d for d in run.get_tensor_details()}
     entry = run.get_input_details()[0]
-    wanted: dict[int, list[np.ndarray[Any, Any]]] = {}
+    wanted = {}
     for op in run._get_ops_details():
         for i in (int(i) for i in op["outputs"]):
             scales = details[i]["quantization_parameters"]["scales"]
             if details[i]["dtype"] == np.int8 and len(scales) == 1 and op["op_name"] not in _FIXED:
-                wanted[i] = []
+                wanted[i] = np.zeros(256, dtype=np.int64)
     size = int(entry["shape"][0])
     for begin in range(0, len(inputs) - size + 1, size):
         run.set_tensor(entry["index"], inputs[begin : begin + size])
         run.invoke()
-        for i, seen in wanted.items():
-            codes = run.get_tensor(i).reshape(size, -1).astype(np.int64) + 128
-            seen += [np.bincount(one, minlength=256) for one in codes]
+        for i, counts in wanted.items():
+            codes = run.get_tensor(i).ravel().astype(np.int64) + 128
+            counts += np.bincount(codes, minlength=256)
     out = []
-    for i, seen in wanted.items():
-        each = np.asarray(seen)
-        counts = each.sum(axis=0)
+    for i, counts in wanted.items():
         known = details[i]["quantization_parameters"]
         scale, zero = float(known["scales"][0]), int(known["zero_points"][0]) + 128
         filled = np.flatnonzero(counts)
         if not len(filled):
             continue
         low, high = -zero * scale, (255 - zero) * scale
-        cut = np.zeros(len(each), dtype=np.int64)
+        cut = 0.0
         for at, near, end in ((255, counts[250:255], high), (0, counts[1:6], low)):
-            natural = any(abs(end - e) < 1.5 * scale for e in NATURAL)
+            natural = any(abs(end - e) < 1.5 * scale for e in _ENDS)
             if not natural and counts[at] > 3 * near.mean():
-                cut += each[:, at]
+                cut += float(counts[at] / counts.sum())
         first, last = ((int(code) - zero) * scale for code in (filled[0], filled[-1]))
-        share, pictures = float(cut.sum() / counts.sum()), float((cut > 0).mean())
-        out.append(Range(_name(i, details), low, high, first, last, share, pictures))
+        out.append(Range(_name(i, details), low, high, first, last, cut))
     return out

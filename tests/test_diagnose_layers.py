@@ -182,71 +182,9 @@ def test_exported_files_match_pytorch_layer_by_layer_in_every_precision(format):
     pytest.importorskip("litert_torch" if format == "tflite" else "onnxscript")
     from exporting import exported
 
-    from hetero.stages.diagnosing import BundleEngine, first_layer, odd_ranges
+    from hetero.stages.diagnosing import BundleEngine, first_layer
 
     bundle, _ = exported(format)
     engine = BundleEngine(bundle)
     for precision in ("fp32", "fp16", "int8"):
         assert first_layer(bundle, bundle.artifact(format, precision), engine) is None
-    assert odd_ranges(bundle, bundle.artifact(format, "int8")) == ()
-
-
-def respoiled(bundle, precision: str, to, change):
-    """The bundle's ONNX file, changed and sealed again, as an artifact of that bundle."""
-    from hetero.export import _seal
-
-    item = bundle.artifact("onnx", precision)
-    model = onnx.load_from_string(bundle.path(item).read_bytes())
-    change(model)
-    raw = _seal._SEAL.sub(_seal.BLANK.encode(), model.SerializeToString())
-    (bundle.root / to).write_bytes(_seal.seal(raw))
-    return item.model_copy(update={"path": to, "facts": {}})
-
-
-@pytest.mark.slow
-@pytest.mark.toolchain
-def test_an_activations_scale_that_is_wrong_is_named_by_its_range():
-    pytest.importorskip("onnxscript")
-    from exporting import exported
-
-    from hetero.stages.diagnosing import odd_ranges
-
-    bundle, _ = exported("onnx")
-
-    def wide(model):
-        held = {i.name: i for i in model.graph.initializer}
-        inner = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
-        inner = [n for n in inner if n.input[0] not in held]
-        scale = held[inner[len(inner) // 2].input[1]]
-        array = onnx.numpy_helper.to_array(scale) * np.float32(6)
-        scale.CopyFrom(onnx.numpy_helper.from_array(array, scale.name))
-
-    lines = odd_ranges(bundle, respoiled(bundle, "int8", "wide.onnx", wide))
-    assert len(lines) == 1
-    assert "pictures fill" in lines[0]
-
-
-@pytest.mark.slow
-@pytest.mark.toolchain
-def test_a_file_that_the_runtime_refuses_is_diagnosed_and_a_torn_one_is_an_error():
-    pytest.importorskip("onnxscript")
-    from exporting import exported
-
-    from hetero.errors import BundleError
-    from hetero.stages.diagnosing import refusal, refused
-
-    bundle, _ = exported("onnx")
-    assert refusal(bundle, bundle.artifact("onnx", "fp32")) == ""
-
-    def unknown(model):
-        model.graph.node[-1].op_type = "NoSuchOperator"
-
-    item = respoiled(bundle, "fp32", "unknown.onnx", unknown)
-    said = refusal(bundle, item)
-    assert "NoSuchOperator" in said
-    found = refused(bundle, item, said, lambda rows: 0.5)
-    assert (found.verdict, found.stage, found.recall_lost) == ("fault", "conversion", 0.5)
-    path = bundle.path(item)
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(BundleError, match="altered since it was exported"):
-        refusal(bundle, item)

@@ -16,14 +16,6 @@ _USED = 0.3
 #: Share of the numbers that may be cut off at an end; calibration by percentiles cuts 1e-4 to 1e-3.
 _CUT = 0.004
 
-#: Share of the pictures of which numbers are cut off where a range is too narrow. A few pictures
-#: that reach further than all that the range was fitted to are no mistake; where an activation has
-#: a handful of numbers, as after a mean over places, they alone were seen to cut 8e-3 of them.
-_MANY = 0.25
-
-#: Ends that activation functions have: what lies there was cut off on purpose.
-NATURAL = (0.0, 1.0, 6.0)
-
 
 @dataclass(frozen=True)
 class Range:
@@ -33,8 +25,7 @@ class Range:
         tensor: Its name in the file.
         low, high: The smallest and largest number that it can hold.
         used_low, used_high: Those it did hold.
-        cut: Share of the numbers, 0..1, that were cut off at an end which is not a natural one.
-        pictures: Share of the pictures, 0..1, of which numbers were.
+        cut: Share of the numbers, 0..1, that were cut off at an end.
     """
 
     tensor: str
@@ -43,7 +34,6 @@ class Range:
     used_low: float
     used_high: float
     cut: float
-    pictures: float = 1.0
 
 
 def odd(ranges: Iterable[Range]) -> tuple[str, ...]:
@@ -55,7 +45,7 @@ def odd(ranges: Iterable[Range]) -> tuple[str, ...]:
         if 0 < used < _USED:
             line = f"{held}, pictures fill {r.used_low:.3g} to {r.used_high:.3g}: {used:.0%} of it"
             found.append((_USED / used, line))
-        if r.cut > _CUT and r.pictures > _MANY:
+        if r.cut > _CUT:
             line = f"{held}, and {r.cut:.1%} of its numbers are cut off at an end"
             found.append((r.cut / _CUT, line))
     return tuple(line for _, line in sorted(found, reverse=True))
