@@ -178,6 +178,8 @@ class _Host:
         """Return once a page is here."""
         with self.lock:
             if self.server.is_here:
+                # Whoever opened it knows the address, and is told that it is away, not invited.
+                self.announced = True
                 return
             if self.chromium is not None:
                 # One that is there but shows no page any more has lost it: it crashed.

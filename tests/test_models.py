@@ -20,8 +20,10 @@ from hetero.space import Space
 
 #: Of each family one to run, at a size that its smallest member takes.
 SPECS = {
+    "elastic": ("elastic:width=0.25", 16),
     "mobilenet": ("mobilenet:width=0.25,depth=0.3", 16),
     "resnet": ("resnet:width=4", 16),
+    "shufflenet": ("shufflenet:width=0.2,last=16", 16),
     "timm": ("timm:mobilenetv3_small_050", 32),
     "torchvision": ("torchvision:mnasnet0_5", 32),
 }
@@ -33,6 +35,9 @@ VARIANTS = (
     "mobilenet:width=0.5,se=1",
     "mobilenet:width=0.5,act=hswish,stride=1",
     "mobilenet:depth=2",
+    "elastic:depth=123,kernel=357357357,expand=234562345,size=16",
+    "elastic:width=0.5,stride=1,se=1,act=hswish,last=64",
+    "shufflenet:width=0.25,stem=2,ops=357x357x357x357x357x,inner=01234567890123456789",
     "resnet:width=4,depth=18",
     "resnet:width=4,depth=34",
     "resnet:width=4,stem=large",
@@ -257,13 +262,24 @@ def test_the_embedding_layer_is_counted_too() -> None:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ("mobilnet", "unknown model 'mobilnet'; there are mobilenet, resnet, timm, torchvision"),
+        (
+            "mobilnet",
+            "unknown model 'mobilnet'; there are elastic, mobilenet, resnet, shufflenet, timm, "
+            "torchvision",
+        ),
         ("mobilnet:width=2", "unknown model 'mobilnet'"),
         ("resnet:widht=4", r"'widht=4' is not one of its options; .* width=32, depth=10"),
         ("resnet:4", "'4' is not one of its options"),
         ("resnet:width=wide", "width needs a int, got 'wide'"),
         ("resnet:depth=11", "depth is one of 10, 18, 34"),
         ("resnet:width=0", "width at least 1"),
+        ("elastic:depth=444", "depth needs 3 digits, each of 1, 2, 3; got '444'"),
+        ("elastic:kernel=3", "kernel needs 9 digits, each of 3, 5, 7"),
+        ("elastic:expand=999999999", "expand needs 9 digits"),
+        ("elastic:stride=4", "stride 1 or 2"),
+        ("shufflenet:ops=3", "ops needs 20 of 3, 5, 7, x"),
+        ("shufflenet:inner=1", "inner needs 20 digits"),
+        ("shufflenet:width=0.1", "width at least 0.2"),
         ("resnet:stem=huge", "stem small or large"),
         ("mobilenet:width=-1", "width and depth above 0"),
         ("mobilenet:width=nan", "width and depth above 0"),
@@ -272,9 +288,12 @@ def test_the_embedding_layer_is_counted_too() -> None:
         ("mobilenet:stride=3", "stride 1 or 2"),
         ("mobilenet:se=2", "se 0 or 1"),
         ("mobilenet:se=yes", "se needs a int"),
-        ("mobilenet:act=gelu", "act relu or hswish"),
+        ("mobilenet:act=gelu", "act is relu or hswish"),
         ("nowhere.at:all", r"cannot call nowhere\.at:all\(\)"),
-        ("nowhere:all", r"cannot call nowhere:all\(\).*families here are mobilenet, resnet"),
+        (
+            "nowhere:all",
+            r"cannot call nowhere:all\(\).*families here are elastic, mobilenet, resnet",
+        ),
         (":all", "cannot call"),
         ("json:nothing_of_this_name", "cannot call json"),
         ("timm", "write timm:NAME"),
