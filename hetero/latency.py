@@ -106,6 +106,15 @@ class Comparison:
     reason: str
 
 
+def quiet(latency_ns: Int64[np.ndarray, " m"]) -> float:
+    """What a file takes, in nanoseconds, when nothing else has the processor; see the module.
+
+    Args:
+        latency_ns: Warm runs, at least one.
+    """
+    return float(np.percentile(latency_ns, QUIET_PERCENT))
+
+
 def orders(groups: int, seed: int) -> tuple[str, ...]:
     """The order of the blocks of each group, drawn by lot.
 
@@ -206,10 +215,7 @@ def _levels(
 def _within(groups: Sequence[Sequence[Block]], arm: Arm) -> Ratio:
     """The later block of one file over the earlier one."""
     pairs = ([b.latency_ns for b in g if b.arm == arm] for g in groups)
-    return median_ratio(
-        float(np.percentile(later, QUIET_PERCENT) / np.percentile(earlier, QUIET_PERCENT))
-        for earlier, later in pairs
-    )
+    return median_ratio(quiet(later) / quiet(earlier) for earlier, later in pairs)
 
 
 def _grade(

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
@@ -15,6 +15,7 @@ from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.bundle import Bundle
+    from hetero.data import Images
     from hetero.progress import Reporter
     from hetero.report import Report
 
@@ -49,6 +50,29 @@ def settings(pairs: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"--set {pair!r}: write KEY=VALUE")
         out[key] = value
     return out
+
+
+def one_of(option: str, value: str, kinds: Any) -> Any:
+    """The value, if it is among those of a `Literal`.
+
+    Raises:
+        ConfigError: It is not; the message names the option and what there is.
+    """
+    there = get_args(kinds)
+    if value not in there:
+        raise ConfigError(f"{option} {value!r}: there are {', '.join(there)}")
+    return value
+
+
+def method_for(name: str, images: Images, reporter: Reporter) -> str:
+    """The method's name; for ``auto`` the one that suits these pictures, with its reason said."""
+    from hetero import methods
+
+    if name != "auto":
+        return name
+    choice = methods.choose(len(images.rows("train")))
+    reporter.line(f"method {choice.method}: {choice.reason}")
+    return choice.method
 
 
 def load_bundle(root: Path, role: str = "") -> Bundle:

@@ -37,6 +37,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Seed = Annotated[
     int, typer.Option(help="Of weights, order and augmentation; equal seeds repeat bit for bit.")
 ]
+Batch = Annotated[int, typer.Option(help="Pictures a step.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]
 Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

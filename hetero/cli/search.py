@@ -7,8 +7,26 @@ from typing import Annotated
 
 import typer
 
-from hetero.cli._helpers import load_bundle, reporter, say, settings, show_bundle
-from hetero.cli._options import Data, Json, Output, Quiet, Resume, Seed, Set
+from hetero.cli._helpers import (
+    load_bundle,
+    method_for,
+    one_of,
+    reporter,
+    say,
+    settings,
+    show_bundle,
+)
+from hetero.cli._options import (
+    Batch,
+    Data,
+    Json,
+    KeepGoing,
+    Output,
+    Quiet,
+    Resume,
+    Seed,
+    Set,
+)
 from hetero.errors import ConfigError
 
 nas = typer.Typer(no_args_is_help=True, help="What architecture search needs from devices.")
@@ -46,20 +64,17 @@ def search(
     start: Annotated[
         str, typer.Option(help="Of that training: from inherited weights, or from scratch.")
     ] = "inherited",
-    batch: Annotated[int, typer.Option()] = 128,
+    batch: Batch = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
     seed: Seed = 0,
     resume: Resume = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Train on at chance level.")
-    ] = False,
+    keep_going: KeepGoing = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the query architecture that fits a gallery model, within a budget."""
-    from hetero import methods
     from hetero.fit import Settings
-    from hetero.nas import Budget, load_space
+    from hetero.nas import Budget, Sampling, Which, load_space
     from hetero.stages import embedding, searching
     from hetero.train import SupernetRecipe
 
@@ -75,36 +90,23 @@ def search(
             "search: give one budget: --max-macs, --max-parameters, --max-size, or "
             "--max-latency-ms with --table"
         )
-    if reward not in ("r1", "r2", "r3"):
-        raise ConfigError(f"--reward {reward!r}: there are r1, r2, r3")
-    if start not in ("inherited", "scratch"):
-        raise ConfigError(f"--start {start!r}: there are inherited, scratch")
     ((cost, most),) = given.items()
-    if sampling not in ("sandwich", "single"):
-        raise ConfigError(f"--sampling {sampling!r}: there are sandwich, single")
+    which = one_of("--reward", reward, Which)
+    begin = one_of("--start", start, searching.Start)
+    steps = one_of("--sampling", sampling, Sampling)
     budget = Budget(cost, number(most))
     load_space(space)
     parent = load_bundle(gallery, "gallery")
     images = embedding.load_images(data, parent)
     told = reporter(quiet)
-    if method == "auto":
-        choice = methods.choose(len(images.rows("train")))
-        told.line(f"method {choice.method}: {choice.reason}")
-        method = choice.method
+    method = method_for(method, images, told)
     outcome = searching.search(
         parent,
         images,
-        SupernetRecipe(space, sampling, method, settings(set_), views),  # type: ignore[arg-type]
+        SupernetRecipe(space, steps, method, settings(set_), views),
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         budget,
-        searching.SearchOptions(
-            trials,
-            reward,  # type: ignore[arg-type]
-            probes,
-            epochs=own_epochs,
-            start=start,  # type: ignore[arg-type]
-            lr=lr,
-        ),
+        searching.SearchOptions(trials, which, probes, epochs=own_epochs, start=begin, lr=lr),
         output,
         resume=resume,
         reporter=told,

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from hetero.cli._helpers import load_bundle, reporter, settings, show_bundle, show_bundles
-from hetero.cli._options import Data, Json, Output, Quiet, Resume, Seed, Set
+from hetero.cli._helpers import (
+    load_bundle,
+    method_for,
+    one_of,
+    reporter,
+    settings,
+    show_bundle,
+    show_bundles,
+)
+from hetero.cli._options import (
+    Batch,
+    Data,
+    Json,
+    KeepGoing,
+    Output,
+    Quiet,
+    Resume,
+    Seed,
+    Set,
+)
 from hetero.errors import ConfigError
 
 app = typer.Typer(
@@ -30,13 +48,11 @@ def gallery(
     ] = 0,
     head: Annotated[str, typer.Option(help="cosine, arcface or plain")] = "cosine",
     epochs: Annotated[int, typer.Option()] = 30,
-    batch: Annotated[int, typer.Option()] = 128,
+    batch: Batch = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: Seed = 0,
     resume: Resume = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Train on at chance level.")
-    ] = False,
+    keep_going: KeepGoing = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -48,12 +64,11 @@ def gallery(
     from hetero.stages import embedding
     from hetero.train import GalleryRecipe, train_gallery
 
-    if head not in get_args(Margin):
-        raise ConfigError(f"--head {head!r}: there are {', '.join(get_args(Margin))}")
+    margin = one_of("--head", head, Margin)
     known = models.pretrained_preprocess(backbone) or Preprocess(32)
     bundle = train_gallery(
         embedding.load_images(data),
-        GalleryRecipe(backbone, dim, cast(Margin, head)),
+        GalleryRecipe(backbone, dim, margin),
         replace(known, size_px=size) if size else known,
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         output,
@@ -96,21 +111,18 @@ def query(
         Path | None, typer.Option(help="Keep the gallery's vectors here, for other runs.")
     ] = None,
     epochs: Annotated[int, typer.Option()] = 40,
-    batch: Annotated[int, typer.Option()] = 128,
+    batch: Batch = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
     qat: Annotated[
         int, typer.Option(min=0, help="Epochs at the end that train it as it will run in int8.")
     ] = 0,
     seed: Seed = 0,
     resume: Resume = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Train on at chance level.")
-    ] = False,
+    keep_going: KeepGoing = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a query model into a gallery bundle's space; labels are not needed."""
-    from hetero import methods
     from hetero.augment import Augment
     from hetero.fit import Settings
     from hetero.stages import embedding
@@ -119,10 +131,7 @@ def query(
     parent = load_bundle(gallery, "gallery")
     images = embedding.load_images(data, parent)
     say = reporter(quiet)
-    if method == "auto":
-        choice = methods.choose(len(images.rows("train")))
-        say.line(f"method {choice.method}: {choice.reason}")
-        method = choice.method
+    method = method_for(method, images, say)
     recipe = QueryRecipe(backbone, method, settings(set_), views, dim, qat)
     how = Settings(
         epochs=epochs,

@@ -176,9 +176,8 @@ def _layer(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, A
     if dvalue is not None:
         out = target(dvalue, weight, None, *how, **kwargs)
     if dweight is not None:
+        # A layer's bias has a change wherever its weight has one.
         out = _plus(out, target(value, dweight, dbias, *how, **kwargs))
-    elif dbias is not None:
-        out = _plus(out, dbias.reshape(-1, *[1] * (args[0].ndim - 2)) * torch.ones_like(args[0]))
     return target(*args, **kwargs), out
 
 

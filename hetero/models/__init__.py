@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from hetero import _plugins
-from hetero.bundle import Bundle, FittedMap
+from hetero.bundle import Bundle, FittedMap, Model
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
-from hetero.space import Embeddings
+from hetero.space import Embeddings, Space
 
 
 class EmbeddingNet(nn.Module):
@@ -185,6 +186,44 @@ def load(bundle: Bundle) -> EmbeddingNet:
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     return net.eval()
+
+
+def as_it_is(
+    root: Path,
+    net: EmbeddingNet,
+    backbone: str,
+    space: Space,
+    preprocess: Preprocess,
+    pixels: UInt8[np.ndarray, "n s s 3"],
+) -> Bundle:
+    """A query bundle of a net that was trained nowhere, for what can be learnt of its files.
+
+    Args:
+        root: Its folder.
+        net: In evaluation mode.
+        backbone: Its backbone's name.
+        space: Of its own.
+        preprocess: Of its pictures.
+        pixels: The probe.
+    """
+    parameters, macs = count(net, preprocess.size_px)
+    ids = "\n".join(f"picture {i}" for i in range(len(pixels))).encode()
+    return Bundle.create(
+        root,
+        role="query",
+        space=space,
+        model=Model(backbone=backbone, dim=space.dim, parameters=parameters, macs=macs),
+        preprocess=preprocess,
+        recipe={},
+        tensors={
+            "weights": arrays(net),
+            "probe": {
+                "ids": np.frombuffer(ids, np.uint8),
+                "pixels": pixels,
+                "vectors": embed_pixels(net, preprocess, pixels),
+            },
+        },
+    )
 
 
 def _architecture(spec: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hetero import models
 from hetero.errors import ConfigError
-from hetero.models.mobilenet import Inverted, activation, conv
+from hetero.models.mobilenet import Inverted, activation, channels, conv
 
 #: Channels of each stage at width 1; each halves the side once.
 STAGES = (24, 48, 96)
@@ -90,15 +90,13 @@ def build(text: str = "") -> nn.Module:
         )
     make = activation(act, "elastic")
 
-    def channels(base: int) -> int:
-        # Multiples of 8 fill the vector registers of every runtime.
-        return max(8, int(base * width / 8 + 0.5) * 8)
-
-    inputs = channels(16)
-    front: list[nn.Module] = [Resize(size)] if size else []
+    inputs = channels(16, width)
     # Names of layers must not depend on the size: sub-networks share weights by name.
-    stem = nn.Sequential(*conv(3, inputs, 3, stride), make())
-    first = Inverted(inputs, inputs, 1, 1, bool(se), make)
+    front = nn.Sequential()
+    if size:
+        front.add_module("resize", Resize(size))
+    front.add_module("stem", nn.Sequential(*conv(3, inputs, 3, stride), make()))
+    front.add_module("first", Inverted(inputs, inputs, 1, 1, bool(se), make))
     stages = []
     for at, base in enumerate(STAGES):
         blocks = []
@@ -107,7 +105,7 @@ def build(text: str = "") -> nn.Module:
             blocks.append(
                 Inverted(
                     inputs,
-                    channels(base),
+                    channels(base, width),
                     int(expand[place]),
                     1 if block else 2,
                     bool(se),
@@ -115,17 +113,12 @@ def build(text: str = "") -> nn.Module:
                     int(kernel[place]),
                 )
             )
-            inputs = channels(base)
+            inputs = channels(base, width)
         stages.append(nn.Sequential(*blocks))
     back = nn.Sequential(
-        *conv(inputs, channels(last), 1), make(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        *conv(inputs, channels(last, width), 1), make(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    whole = nn.Sequential()
-    for part in front:
-        whole.add_module("resize", part)
-    whole.add_module("stem", stem)
-    whole.add_module("first", first)
-    return Elastic(whole, stages, back)
+    return Elastic(front, stages, back)
 
 
 def _check(value: str, name: str, length: int, among: str) -> None:

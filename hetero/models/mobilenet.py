@@ -70,6 +70,11 @@ def activation(name: str, family: str) -> type[nn.Module]:
     return nn.ReLU if name == "relu" else HardSwish
 
 
+def channels(base: int, width: float) -> int:
+    """So many channels at this multiplier: multiples of 8, which fill every vector register."""
+    return max(8, int(base * width / 8 + 0.5) * 8)
+
+
 def conv(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
@@ -125,24 +130,20 @@ def build(text: str = "") -> nn.Module:
         )
     make = activation(act, "mobilenet")
 
-    def channels(base: int) -> int:
-        # Multiples of 8 fill the vector registers of every runtime.
-        return max(8, int(base * width / 8 + 0.5) * 8)
-
-    inputs = channels(16)
+    inputs = channels(16, width)
     layers: list[nn.Module] = [*conv(3, inputs, 3, stride), make()]
     for base, expansion, repeats, step in _STAGES:
         for block in range(max(1, round(repeats * depth))):
             layers.append(
                 Inverted(
                     inputs,
-                    channels(base),
+                    channels(base, width),
                     expansion,
                     step if not block else 1,
                     bool(se),
                     make,
                 )
             )
-            inputs = channels(base)
-    layers += [*conv(inputs, channels(last), 1), make()]
+            inputs = channels(base, width)
+    layers += [*conv(inputs, channels(last, width), 1), make()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

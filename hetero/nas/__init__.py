@@ -16,13 +16,13 @@ the dotted path of one's own.
 
 from __future__ import annotations
 
-from hetero.nas.costs import Cost, load_cost
+from hetero.nas.costs import Cost, load_cost, priced
 from hetero.nas.health import Health, judge_health
-from hetero.nas.rewards import Rewards, rewards
+from hetero.nas.rewards import Rewards, Which, rewards
 from hetero.nas.search import Budget, Candidate, Found, search
 from hetero.nas.space import Architecture, Choice, SearchSpace
 from hetero.nas.space import load as load_space
-from hetero.nas.supernet import Supernet, recalibrate
+from hetero.nas.supernet import Sampling, Supernet, recalibrate
 
 __all__ = [
     "Architecture",
@@ -33,11 +33,14 @@ __all__ = [
     "Found",
     "Health",
     "Rewards",
+    "Sampling",
     "SearchSpace",
     "Supernet",
+    "Which",
     "judge_health",
     "load_cost",
     "load_space",
+    "priced",
     "recalibrate",
     "rewards",
     "search",

@@ -149,12 +149,9 @@ def search(
         MissingExtraError: Optuna is not installed.
     """
     study = _study(make_folder(folder), f"{which} {budget.cost} {identity}", population, seed)
-    known: dict[str, Candidate] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "COMPLETE":
-            c = _candidate(trial.user_attrs["candidate"])
-            known[c.backbone] = c
-    asked = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
+    done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    looked_at = (_candidate(t.user_attrs["candidate"]) for t in done)
+    known, asked = {c.backbone: c for c in looked_at}, len(done)
     if not asked:
         # The first generation knows both ends; the rest of it is drawn.
         for end in (space.smallest(), space.largest()):

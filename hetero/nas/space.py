@@ -89,7 +89,7 @@ class SearchSpace:
         """
         largest = self.largest()
         yield largest
-        kind = [c.name.startswith(self.kinds or ("\0",)) for c in self.choices]
+        kind = [c.name.startswith(self.kinds) for c in self.choices]
         kinds = [len(c.values) for c, k in zip(self.choices, kind, strict=True) if k]
         for at in range(max(kinds, default=1) - 1):
             yield tuple(

@@ -16,7 +16,7 @@ from hetero.bundle import Artifact, Bundle
 from hetero.check import Place
 from hetero.errors import ConfigError
 from hetero.history import Entry, History
-from hetero.latency import QUIET_PERCENT
+from hetero.latency import quiet
 from hetero.progress import Reporter
 from hetero.report import Limit, Measurement, Report, load_limits
 from hetero.stages.running import CheckOptions, chosen, performance, plan_for, publish
@@ -121,40 +121,39 @@ def bench(
     series: dict[str, list[float]] = {}
     cells = [(f, x) for f in files for x in opened if f.kind in devices.formats_of(x)]
     with reporter.bar("measure", len(cells)) as bar:
-        for item in files:
-            for device in (x for f, x in cells if f is item):
+        for item, device in cells:
 
-                def run(plan: Plan, item: Artifact = item, device: Any = device) -> RunResult:
-                    return devices.run(
-                        device,
-                        bundle.path(item),
-                        item.kind,
-                        bundle.inputs(item, probe.pixels),
-                        folder=output / "runs",
-                        plan=plan,
-                        resume=asked.resume,
-                    )
-
-                result = run(plan)
-                place = Place(device.name, item.kind, item.precision)
-                title = f"{item.kind} {item.precision} on {device.name}"
-                measured += performance(place, item, result)
-                if options.sustained_min:
-                    measured += sustained(place, result)
-                if options.accelerator:
-                    measured.append(fallen_back(place, result, options))
-                    facts[f"placement of {title}"] = placement(result)
-                if options.profile:
-                    profiled = run(profile_plan(plan))
-                    name = f"{device.name}-{item.kind}-{item.precision}.json".replace("/", "_")
-                    facts[f"profile of {title}"] = written(profiled, output / "profile" / name)
-                series[f"latency_ms|{device.name}|{item.kind}|{item.precision}"] = measuring.points(
-                    result.latency_ns / 1e6
+            def run(plan: Plan, item: Artifact = item, device: Any = device) -> RunResult:
+                return devices.run(
+                    device,
+                    bundle.path(item),
+                    item.kind,
+                    bundle.inputs(item, probe.pixels),
+                    folder=output / "runs",
+                    plan=plan,
+                    resume=asked.resume,
                 )
-                facts[title] = ", ".join(f"{k} {v}".strip() for k, v in _told(result).items())
-                if history is not None:
-                    history.add(entry(bundle, item, result, options))
-                bar.advance(1, f"{item.kind} {item.precision}")
+
+            result = run(plan)
+            place = Place(device.name, item.kind, item.precision)
+            title = f"{item.kind} {item.precision} on {device.name}"
+            measured += performance(place, item, result)
+            if options.sustained_min:
+                measured += sustained(place, result)
+            if options.accelerator:
+                measured.append(fallen_back(place, result, options))
+                facts[f"placement of {title}"] = placement(result)
+            if options.profile:
+                profiled = run(profile_plan(plan))
+                name = f"{device.name}-{item.kind}-{item.precision}.json".replace("/", "_")
+                facts[f"profile of {title}"] = written(profiled, output / "profile" / name)
+            series[f"latency_ms|{device.name}|{item.kind}|{item.precision}"] = measuring.points(
+                result.latency_ns / 1e6
+            )
+            facts[title] = _told(result)
+            if history is not None:
+                history.add(entry(bundle, item, result, options))
+            bar.advance(1, f"{item.kind} {item.precision}")
     report = Report(
         subject=f"latency of {bundle.manifest.model.backbone}",
         measurements=tuple(measured),
@@ -185,19 +184,20 @@ def runnable(bundle: Bundle, options: CheckOptions) -> tuple[Artifact, ...]:
     return files
 
 
-def _told(result: RunResult) -> dict[str, str]:
+def _told(result: RunResult) -> str:
     """What one wants to know beside the numbers, in the order to tell it."""
     from hetero import devices
 
     timing = devices.timing(result)
-    told = {f"{timing.validity}:" if timing.reason else timing.validity: timing.reason}
+    grade = f"{timing.validity}: {timing.reason}" if timing.reason else timing.validity
     names = (
         "runtime", "runtime_version", "provider", "cpu", "threads", "governor",
         "temperature_before_c", "temperature_after_c", "temperature_max_c", "clock_before_mhz",
         "clock_after_mhz", "load_before", "load_after", "throttled",
     )  # fmt: skip
-    told |= {k.replace("_", " "): result.facts[k] for k in names if result.facts.get(k)}
-    return told
+    facts = result.facts
+    told = [f"{name.replace('_', ' ')} {facts[name]}" for name in names if facts.get(name)]
+    return ", ".join([grade, *told])
 
 
 def preprocessing(bundle: Bundle, repeats: int = 15) -> Measurement:
@@ -318,7 +318,7 @@ def entry(bundle: Bundle, item: Artifact, result: RunResult, options: BenchOptio
         settings=settings(facts["threads"], options.accelerator, options.duty),
         validity=timing.validity,
         reason=timing.reason,
-        quiet_ns=float(np.percentile(result.latency_ns, QUIET_PERCENT)),
+        quiet_ns=quiet(result.latency_ns),
         p50_ns=timing.p50_ns,
         conditions={k: v for k, v in facts.items() if v and not k.endswith("_sha256")},
         raw={

@@ -6,23 +6,28 @@ import importlib.util
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hetero import models, nas
 from hetero._files import make_folder, write_json
-from hetero.bundle import Bundle, Model
+from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
 from hetero.fit import Settings
-from hetero.latency import QUIET_PERCENT
+from hetero.latency import quiet
 from hetero.nas.costs import latency
 from hetero.nas.rewards import Which
 from hetero.nas.space import Architecture, SearchSpace
 from hetero.progress import Reporter
 from hetero.space import Space
 from hetero.train import SupernetRecipe, Trained, train_query, train_supernet
+
+if TYPE_CHECKING:
+    from hetero.devices import RunResult
+
+Start = Literal["inherited", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class SearchOptions:
     probes: int = 3
     probe_epochs: int = 4
     epochs: int = 40
-    start: Literal["inherited", "scratch"] = "inherited"
+    start: Start = "inherited"
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -103,12 +108,7 @@ def search(
         ConfigError: Nothing fits the budget.
     """
     space, cost = nas.load_space(recipe.space), nas.load_cost(budget.cost)
-    size_px = gallery.preprocess.size_px
-
-    def price(architecture: Architecture) -> float:
-        net = models.build(space.backbone(architecture), gallery.space.dim, size_px, recipe.dim)
-        return cost.of(net, size_px)
-
+    price = nas.priced(space, cost, gallery.space.dim, gallery.preprocess.size_px, recipe.dim)
     least = price(space.smallest())
     if least > budget.most:
         raise ConfigError(
@@ -150,29 +150,7 @@ def search(
         reporter.line("search: no plot of the front, which needs the extra 'report'")
     else:
         _plot(found, cost.unit, root / "front.svg")
-    own = replace(settings, epochs=options.epochs or 1, lr=options.lr)
-    if not options.epochs:
-        bundle = trained.bundle(best.architecture, root / "query")
-    elif options.start == "inherited":
-        bundle = trained.tuned(
-            best.architecture,
-            own,
-            root / "query",
-            vectors=root / "vectors",
-            resume=resume,
-            reporter=reporter,
-        )
-    else:
-        bundle = train_query(
-            gallery,
-            images,
-            recipe.query(best.backbone),
-            own,
-            root / "query",
-            vectors=root / "vectors",
-            resume=resume,
-            reporter=reporter,
-        )
+    bundle = _winner(trained, best, settings, options, root, resume, reporter)
     write_json(
         root / "search.json",
         {
@@ -184,6 +162,36 @@ def search(
         },
     )
     return Outcome(bundle, found, health)
+
+
+def _winner(
+    trained: Trained,
+    best: nas.Candidate,
+    settings: Settings,
+    options: SearchOptions,
+    root: Path,
+    resume: bool,
+    reporter: Reporter,
+) -> Bundle:
+    """The best candidate with inherited weights, or trained on from them, or from scratch."""
+    query, vectors = root / "query", root / "vectors"
+    if not options.epochs:
+        return trained.bundle(best.architecture, query)
+    own = replace(settings, epochs=options.epochs, lr=options.lr)
+    if options.start == "inherited":
+        return trained.tuned(
+            best.architecture, own, query, vectors=vectors, resume=resume, reporter=reporter
+        )
+    return train_query(
+        trained.gallery,
+        trained.images,
+        trained.recipe.query(best.backbone),
+        own,
+        query,
+        vectors=vectors,
+        resume=resume,
+        reporter=reporter,
+    )
 
 
 def _health(
@@ -356,66 +364,89 @@ def _measured(
     import torch
 
     from hetero import devices
-    from hetero.stages.exporting import export_all
 
     backbone = space.backbone(architecture)
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["backbone"] == backbone and kept["options"] == asdict(options):
             return kept
-    size_px, dim = gallery.preprocess.size_px, gallery.space.dim
+    preprocess, dim = gallery.preprocess, gallery.space.dim
     torch.manual_seed(0)
-    net = models.build(backbone, dim, size_px).eval()
-    pixels = images.pixels(images.rows("val")[:8], gallery.preprocess)
+    net = models.build(backbone, dim, preprocess.size_px).eval()
+    pixels = images.pixels(images.rows("val")[:8], preprocess)
     root = path.with_suffix("")
-    parameters, macs = models.count(net, size_px)
-    ids = "\n".join(f"picture {i}" for i in range(len(pixels))).encode()
-    bundle = Bundle.create(
-        root,
-        role="query",
-        space=Space("measure", "0" * 64, dim),
-        model=Model(backbone=backbone, dim=dim, parameters=parameters, macs=macs),
-        preprocess=gallery.preprocess,
-        recipe={},
-        tensors={
-            "weights": models.arrays(net),
-            "probe": {
-                "ids": np.frombuffer(ids, np.uint8),
-                "pixels": pixels,
-                "vectors": models.embed_pixels(net, gallery.preprocess, pixels),
-            },
-        },
-    )
-    bundle = export_all(
+    made = models.as_it_is(root, net, backbone, Space("measure", "0" * 64, dim), preprocess, pixels)
+    bundle, item = one_file(made, images, options.format, options.precision)
+    inputs = bundle.inputs(item, pixels)
+    result = timed(device, bundle, item, inputs, root / "runs", options.threads, resume=True)
+    row = {
+        "backbone": backbone,
+        "options": asdict(options),
+        "latency_ns": quiet(result.latency_ns),
+        "validity": devices.timing(result).validity,
+        "macs": made.manifest.model.macs,
+        "operators": latency.operators(net, preprocess.size_px),
+    }
+    write_json(path, row)
+    return row
+
+
+def one_file(
+    bundle: Bundle, images: Images, format: str, precision: str
+) -> tuple[Bundle, Artifact]:
+    """The bundle with one exported file, and that file.
+
+    Args:
+        bundle: With no other file.
+        images: For int8 calibration.
+        format: Of the file.
+        precision: Of the file.
+    """
+    from hetero.stages.exporting import export_all
+
+    done = export_all(
         bundle,
-        (options.format,),
-        (options.precision,),
+        (format,),
+        (precision,),
         images=images,
         bake=True,
         batch=None,
         resume=True,
         reporter=Reporter(quiet=True),
     )
-    (item,) = bundle.exported()
-    result = devices.run(
+    (item,) = done.exported()
+    return done, item
+
+
+def timed(
+    device: Any,
+    bundle: Bundle,
+    item: Artifact,
+    inputs: Any,
+    folder: Path,
+    threads: int,
+    *,
+    resume: bool = False,
+) -> RunResult:
+    """The run on a device that latency tables are made of.
+
+    Args:
+        device: From `hetero.devices.open_device`.
+        bundle: Of the file.
+        item: The file.
+        inputs: As the file takes them.
+        folder: Where the run's results go.
+        threads: Of the runtime.
+        resume: Take over what an equal run left there.
+    """
+    from hetero import devices
+
+    return devices.run(
         device,
         bundle.path(item),
         item.kind,
-        bundle.inputs(item, pixels),
-        folder=root / "runs",
-        plan=devices.Plan(
-            warmup_runs=20, warmup_s=0.2, min_runs=200, min_s=1.0, threads=options.threads
-        ),
-        resume=True,
+        inputs,
+        folder=folder,
+        plan=devices.Plan(warmup_runs=20, warmup_s=0.2, min_runs=200, min_s=1.0, threads=threads),
+        resume=resume,
     )
-    row = {
-        "backbone": backbone,
-        "options": asdict(options),
-        # What it takes when nothing else has the processor; see `hetero.latency`.
-        "latency_ns": float(np.percentile(result.latency_ns, QUIET_PERCENT)),
-        "validity": devices.timing(result).validity,
-        "macs": macs,
-        "operators": latency.operators(net, size_px),
-    }
-    write_json(path, row)
-    return row

@@ -139,12 +139,16 @@ def write(
             },
         },
     )
-    # The bundle is whole; what was only needed to get there can go.
+    tidy(root)
+    processes().wait_for_everyone()
+    return bundle
+
+
+def tidy(root: Path) -> None:
+    """Remove what was only needed to get to a result that is whole now."""
     folder = root / "training"
     for path in (*folder.rglob(_checkpoint.NAME), *folder.glob("gallery-vectors-*.npy")):
         path.unlink(missing_ok=True)
-    processes().wait_for_everyone()
-    return bundle
 
 
 def _text(lines: tuple[str, ...] | list[str]) -> np.ndarray[Any, Any]:

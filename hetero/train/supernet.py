@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from hetero.nas.space import load as load_space
 from hetero.nas.supernet import Sampling, Supernet
 from hetero.progress import Reporter
 from hetero.train._pictures import Pictures, gather
-from hetero.train._writing import finished, run_digest
+from hetero.train._writing import finished, run_digest, tidy
 from hetero.train.query import QueryRecipe, fit_query, run_of, write_query
 
 WEIGHTS, NOTE = "supernet.safetensors", "supernet.json"
@@ -118,8 +118,7 @@ class Trained:
             resume: The same.
             reporter: The same.
         """
-        recipe = self.recipe.query(self.net.space.backbone(architecture))
-        run = {**run_of(self.gallery, self.images, recipe), "supernet": self.digest}
+        recipe, run = self._run(architecture)
         if resume and (done := finished(root, run, settings)):
             reporter.line(f"query model: {root} is finished")
             return done
@@ -131,28 +130,31 @@ class Trained:
             build, self.gallery, self.images, recipe, settings, root, run, vectors, resume, reporter
         )
         assert isinstance(net, models.EmbeddingNet)
-        return write_query(
-            root, run, net, recipe, self.gallery, self.images, pictures, settings, self._said
-        )
-
-    @property
-    def _said(self) -> dict[str, Any]:
-        return {"supernet": self.digest[:12], "space": self.recipe.space}
+        return self._written(root, run, net, recipe, pictures, settings)
 
     def bundle(self, architecture: Architecture, root: Path) -> Bundle:
         """The query bundle of an architecture with inherited weights."""
-        backbone = self.net.space.backbone(architecture)
-        recipe = self.recipe.query(backbone)
+        recipe, run = self._run(architecture)
+        net = self.net.extract(architecture)
+        return self._written(root, run, net, recipe, self.pictures, self.settings)
+
+    def _run(self, architecture: Architecture) -> tuple[QueryRecipe, dict[str, Any]]:
+        """The recipe of one of its architectures, and what the run is that makes it."""
+        recipe = self.recipe.query(self.net.space.backbone(architecture))
+        return recipe, {**run_of(self.gallery, self.images, recipe), "supernet": self.digest}
+
+    def _written(
+        self,
+        root: Path,
+        run: Mapping[str, Any],
+        net: models.EmbeddingNet,
+        recipe: QueryRecipe,
+        pictures: Pictures,
+        settings: Settings,
+    ) -> Bundle:
+        said = {"supernet": self.digest[:12], "space": self.recipe.space}
         return write_query(
-            root,
-            {**run_of(self.gallery, self.images, recipe), "supernet": self.digest},
-            self.net.extract(architecture),
-            recipe,
-            self.gallery,
-            self.images,
-            self.pictures,
-            self.settings,
-            self._said,
+            root, run, net, recipe, self.gallery, self.images, pictures, settings, said
         )
 
 
@@ -183,9 +185,10 @@ def train_supernet(
         ConfigError: The space's architectures cannot share weights, or see `train_query`.
         TrainingError, Interrupted: See `hetero.fit.fit`.
     """
-    largest = load_space(recipe.space).backbone(load_space(recipe.space).largest())
+    space = load_space(recipe.space)
+    query = recipe.query(space.backbone(space.largest()))
     asked = {
-        **run_of(gallery, images, recipe.query(largest)),
+        **run_of(gallery, images, query),
         "role": "supernet",
         "space": recipe.space,
         "sampling": recipe.sampling,
@@ -199,16 +202,7 @@ def train_supernet(
         return _empty(recipe, gallery, pictures, settings)
 
     net, pictures = fit_query(
-        build,
-        gallery,
-        images,
-        recipe.query(largest),
-        settings,
-        root,
-        asked,
-        vectors,
-        resume,
-        reporter,
+        build, gallery, images, query, settings, root, asked, vectors, resume, reporter
     )
     assert isinstance(net, Supernet)
     _save(net, root, digest, recipe)
@@ -247,8 +241,6 @@ def load_supernet(
 
 
 def _note(root: Path) -> dict[str, Any]:
-    import json
-
     try:
         note: dict[str, Any] = json.loads((root / NOTE).read_text())
         if note["version"] != VERSION:
@@ -267,18 +259,23 @@ def _empty(
         gallery.preprocess.size_px,
         recipe.dim,
         recipe.sampling,
-        _batches(pictures, gallery, settings),
+        calibration(pictures, gallery, settings),
     )
 
 
-def _batches(pictures: Pictures, gallery: Bundle, settings: Settings) -> list[Tensor]:
-    """Training pictures in views as training draws them: four times what `extract` takes."""
+def calibration(
+    pictures: Pictures, gallery: Bundle, settings: Settings, count: int = BATCHES
+) -> list[Tensor]:
+    """So many batches of training pictures, in views as training draws them, normalised.
+
+    Fewer of them are the first of more.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
-    count = len(pictures.pixels)
+    there = len(pictures.pixels)
     view, augment = View(gallery.preprocess), replace(settings.augment, mix=0.0)
     out = []
-    for _ in range(4 * BATCHES):
-        rows = torch.randint(count, (min(BATCH, count),), generator=generator)
+    for _ in range(count):
+        rows = torch.randint(there, (min(BATCH, there),), generator=generator)
         views = augment.draw(len(rows), generator)
         out.append(view(gather_views(pictures.pixels, rows, views), views))
     return out
@@ -295,12 +292,10 @@ def _save(net: Supernet, root: Path, digest: str, recipe: SupernetRecipe) -> Non
             "version": VERSION,
             "run": digest,
             "recipe": asdict(recipe),
-            "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "weights_sha256": sha256(path),
         },
     )
-    for left in (root / "training").rglob("*"):
-        if left.suffix in (".pt", ".npy"):
-            left.unlink()
+    tidy(root)
 
 
 def _trained(

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hetero import _plugins
+from hetero import _plugins, models
 from hetero.errors import ConfigError
 from hetero.models import EmbeddingNet
+from hetero.nas.space import Architecture, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,25 @@ def load_cost(name: str) -> Cost:
     if not (hasattr(module, "UNIT") and hasattr(module, "cost")):
         raise ConfigError(f"cost {name!r}: {module.__name__} needs UNIT and cost(options)")
     return Cost(name, module.UNIT, module.cost(options))
+
+
+def priced(
+    space: SearchSpace, cost: Cost, dim: int, size_px: int, inner: int = 0
+) -> Callable[[Architecture], float]:
+    """What an architecture of a space costs.
+
+    Args:
+        space: Of the architectures.
+        cost: See `load_cost`.
+        dim: Length of the embedding.
+        size_px: Side of the pictures.
+        inner: See `hetero.models.EmbeddingNet`.
+    """
+
+    def price(architecture: Architecture) -> float:
+        return cost.of(models.build(space.backbone(architecture), dim, size_px, inner), size_px)
+
+    return price
 
 
 def without_options(name: str, options: str) -> None:
