@@ -11,12 +11,11 @@ not see the classes of the published tables. Goes to benchmarks/results/blends-N
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, Job, machine, run, save
+from benchmarks.lab import Job, machine, parser, run, save
 from benchmarks.tradeoff import STUDIES
 from benchmarks.tuning import validation
 
@@ -41,16 +40,10 @@ def by_validation(found: dict[str, Any], data: str, folder: Path) -> dict[str, A
 
 def main() -> None:
     """Train, score, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=sorted(STUDIES))
-    parser.add_argument("--data", default="emoji")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    arguments = parser(__doc__, STUDIES)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--workers", type=int, default=2)
+    args = arguments.parse_args()
     study = STUDIES[args.name]
     short = Job(
         "",

@@ -115,7 +115,7 @@ def exported(work: Path, size: int, precisions: tuple[str, ...] = PRECISIONS) ->
     """The bundle with our files, each made once."""
     from benchmarks import support_nets as nets
     from hetero import export, models
-    from hetero.bundle import Bundle, Model
+    from hetero.bundle import Bundle
     from hetero.space import Space
 
     root = work / "ours"
@@ -123,24 +123,8 @@ def exported(work: Path, size: int, precisions: tuple[str, ...] = PRECISIONS) ->
     if not (root / "manifest.json").exists():
         net, preprocess = nets.net(NAME, size)
         pixels = _pictures("test", PROBES, size)
-        parameters, macs = models.count(net, size)
-        ids = "\n".join(f"picture {i}" for i in range(len(pixels))).encode()
-        Bundle.create(
-            root,
-            role="query",
-            space=Space("latency", hashlib.sha256(NAME.encode()).hexdigest(), DIM),
-            model=Model(backbone=nets.spec(NAME), dim=DIM, parameters=parameters, macs=macs),
-            preprocess=preprocess,
-            recipe={},
-            tensors={
-                "weights": models.arrays(net),
-                "probe": {
-                    "ids": np.frombuffer(ids, np.uint8),
-                    "pixels": pixels,
-                    "vectors": models.embed_pixels(net, preprocess, pixels),
-                },
-            },
-        )
+        space = Space("latency", hashlib.sha256(NAME.encode()).hexdigest(), DIM)
+        models.as_it_is(root, net, nets.spec(NAME), space, preprocess, pixels)
     bundle = Bundle.load(root, verify=False)
     have = {(f.kind, f.precision) for f in bundle.exported()}
     for runtime, precision in sorted(wanted - have):

@@ -6,11 +6,14 @@ goes on where it was. Two processes of one thread each get more out of two cores
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -324,6 +327,51 @@ def chance(data: str, dim: int = 128, seed: int = 0) -> dict[str, float]:
         for _ in range(2)
     ]
     return pair(job, *sides)
+
+
+def parser(description: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
+    """What the commands that study a data set by name all take."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("name", choices=sorted(names))
+    made.add_argument("--data", default="emoji")
+    made.add_argument("--work", type=Path, default=WORK)
+    made.add_argument("--results", type=Path, default=RESULTS)
+    return made
+
+
+def heterogeneous(record: dict[str, Any]) -> dict[str, float]:
+    """The scores of a job's one model in the gallery's index, 0..1."""
+    (scores,) = record["scores"].values()
+    found: dict[str, float] = scores["heterogeneous"]
+    return found
+
+
+def in_percent(scores: Mapping[str, float]) -> str:
+    """Recall@1 / mAP, as tables have them."""
+    return f"{100 * scores['recall_at_1']:.1f} / {100 * scores['map']:.1f}"
+
+
+@contextmanager
+def plots(count: int) -> Iterator[tuple[Any, Any]]:
+    """A figure of so many plots side by side, of which `svg` gives the same text every time."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context({"svg.hashsalt": "hetero", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = plt.subplots(1, count, figsize=(4 * count, 3.2), layout="constrained")
+        yield figure, axes
+        plt.close(figure)
+
+
+def svg(figure: Any) -> str:
+    """The text of a figure of `plots`, inside of that."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 def machine() -> dict[str, Any]:

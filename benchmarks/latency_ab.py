@@ -106,9 +106,7 @@ def comparison(kind: Kind, seed: int) -> dict[str, Any]:
             {
                 "order": "".join(b.arm for b in group),
                 "runs": [b.latency_ns.size for b in group],
-                "quiet_ns": [
-                    round(np.percentile(b.latency_ns, latency.QUIET_PERCENT)) for b in group
-                ],
+                "quiet_ns": [round(latency.quiet(b.latency_ns)) for b in group],
                 "p50_ns": [round(np.median(b.latency_ns)) for b in group],
                 "cpu_share": [round(r.conditions.cpu_share or 0, 3) for r in results],
             }

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
 from benchmarks.harness import page as harness
-from benchmarks.lab import RESULTS
+from benchmarks.lab import RESULTS, heterogeneous, in_percent, plots, svg
 from benchmarks.nas import page as nas
 from benchmarks.nas.study import STUDIES
 
@@ -162,7 +161,7 @@ def _cell(record: dict[str, Any], corner: str) -> str:
     (scores,) = record["scores"].values()
     if corner not in scores:
         return ""
-    return f"{100 * scores[corner]['recall_at_1']:.1f} / {100 * scores[corner]['map']:.1f}"
+    return in_percent(scores[corner])
 
 
 def _tradeoff(name: str, raw: dict[str, Any]) -> str:
@@ -175,7 +174,7 @@ def _tradeoff(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`, seed {raw['seed']}: gallery model `{gallery['job']['backbone']}`, "
         f"{macs / 1e6:.1f} MMAC, {gallery['parameters'][0]:,} parameters; method {raw['method']}. "
         f"Recall@1 / mAP. The paragon, the gallery model on both sides, has "
-        f"{100 * paragon['recall_at_1']:.1f} / {100 * paragon['map']:.1f}.",
+        f"{in_percent(paragon)}.",
         "",
         f"![cost against accuracy](img/tradeoff-{name}.svg)",
         "",
@@ -225,18 +224,14 @@ def _rivals(name: str, raw: dict[str, Any]) -> str:
     of = seeds["0"]["ours"]["job"]
 
     def means(job: str) -> tuple[list[list[float]], int]:
-        found = [
-            next(iter(seed[job]["scores"].values()))["heterogeneous"]
-            for seed in seeds.values()
-            if job in seed
-        ]
+        found = [heterogeneous(seed[job]) for seed in seeds.values() if job in seed]
         return [[100 * s[k] for s in found] for k in ("recall_at_1", "map")], len(found)
 
     lines = [
         f"## Methods at equal budget: {name}",
         "",
-        f"`{raw['command']}`: gallery model `{raw['gallery']['job']['backbone']}` (paragon {100 * top['recall_at_1']:.1f} / "
-        f"{100 * top['map']:.1f}), query model `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the same "
+        f"`{raw['command']}`: gallery model `{raw['gallery']['job']['backbone']}` (paragon {in_percent(top)}), "
+        f"query model `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the same "
         "order of pictures. Recall@1 / mAP in the gallery's index, mean over seeds of the query model, lowest and highest; "
         "those far behind have one seed. Names ending in _batch are AIR-Distiller's form, with neighbours from the batch.",
         "",
@@ -246,8 +241,9 @@ def _rivals(name: str, raw: dict[str, Any]) -> str:
 
     def cell(values: list[float]) -> str:
         mean = sum(values) / len(values)
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        return f"{mean:.2f}{spread}" if spread else f"{mean:.1f}"
+        if len(values) == 1:
+            return f"{mean:.1f}"
+        return f"{mean:.2f} ({min(values):.1f} to {max(values):.1f})"
 
     found = {job: means(job) for job in seeds["0"]}
     for job, (values, count) in sorted(found.items(), key=lambda x: -sum(x[1][0][1]) / x[1][1]):
@@ -272,8 +268,7 @@ def _blends(raws: dict[str, dict[str, Any]]) -> str:
     for job in raws[names[0]]["jobs"]:
         cells = []
         for raw in raws.values():
-            scores = raw["jobs"][job]["scores"]
-            cells.append(f"{100 * scores['recall_at_1']:.1f} / {100 * scores['map']:.1f}")
+            cells.append(in_percent(raw["jobs"][job]["scores"]))
         of = raws[names[0]]["jobs"][job]["job"]
         settings = ", ".join(f"{k} {v:g}" for k, v in of["settings"].items()) or "defaults"
         lines.append(f"| {of['method']} | {settings} | {' | '.join(cells)} |")
@@ -303,16 +298,9 @@ def _fuzz(raw: dict[str, Any]) -> str:
 
 def _curve(raw: dict[str, Any]) -> str:
     """SVG of accuracy over cost."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     macs = raw["jobs"]["gallery"]["macs"][0]
     paragon = raw["jobs"]["gallery"]["scores"]["gallery"]["own"]
-    style = {"svg.hashsalt": "hetero", "svg.fonttype": "none", "font.size": 9}
-    with mpl.rc_context(style):
-        figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    with plots(2) as (figure, axes):
         for axis, (metric, label) in zip(
             axes, (("recall_at_1", "Recall@1, %"), ("map", "mAP, %")), strict=True
         ):
@@ -335,18 +323,14 @@ def _curve(raw: dict[str, Any]) -> str:
             axis.set_xlabel("query model's MACs, share of the gallery model's")
             axis.set_ylabel(label)
         axes[0].legend(fontsize=7)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return out.getvalue()
+        return svg(figure)
 
 
 def _photographs(raw: dict[str, Any]) -> str:
     gallery, query, how = raw["gallery"], raw["query"], raw["arguments"]
 
     def cell(corner: str) -> str:
-        scores = raw["scores"][corner]
-        return f"{100 * scores['recall_at_1']:.1f} / {100 * scores['map']:.1f}"
+        return in_percent(raw["scores"][corner])
 
     return "\n".join(
         [

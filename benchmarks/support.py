@@ -57,7 +57,7 @@ def bundle(name: str, folder: Path) -> Any:
 
     from benchmarks import support_nets as nets
     from hetero import models
-    from hetero.bundle import Bundle, Model
+    from hetero.bundle import Bundle
     from hetero.errors import BundleError
     from hetero.space import Space
 
@@ -67,22 +67,8 @@ def bundle(name: str, folder: Path) -> Any:
         pass
     net, preprocess = nets.net(name)
     pixels = nets.pictures("test", PROBES)
-    ids = "\n".join(f"picture {i}" for i in range(len(pixels))).encode()
-    parameters, macs = models.count(net, nets.SIZE)
-    probe = {
-        "ids": np.frombuffer(ids, np.uint8),
-        "pixels": pixels,
-        "vectors": models.embed_pixels(net, preprocess, pixels),
-    }
-    return Bundle.create(
-        folder,
-        role="query",
-        space=Space("support", hashlib.sha256(name.encode()).hexdigest(), nets.DIM),
-        model=Model(backbone=nets.spec(name), dim=nets.DIM, parameters=parameters, macs=macs),
-        preprocess=preprocess,
-        recipe={},
-        tensors={"weights": models.arrays(net), "probe": probe},
-    )
+    space = Space("support", hashlib.sha256(name.encode()).hexdigest(), nets.DIM)
+    return models.as_it_is(folder, net, nets.spec(name), space, preprocess, pixels)
 
 
 def fill(name: str, folder: Path, precisions: Sequence[str] | None = None) -> None:

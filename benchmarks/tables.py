@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import page
+from benchmarks.lab import in_percent
 
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
@@ -139,7 +140,7 @@ def _tradeoffs() -> list[str]:
 
         def of(name: str, corner: str, jobs: dict[str, Any] = jobs) -> str:
             (scores,) = jobs[name]["scores"].values()
-            return f"{100 * scores[corner]['recall_at_1']:.1f} / {100 * scores[corner]['map']:.1f}"
+            return in_percent(scores[corner])
 
         cells = [of("gallery", "own"), *(of(f"query-{x}x", "heterogeneous") for x in (4, 20, 80))]
         rows.append(

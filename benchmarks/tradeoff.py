@@ -13,12 +13,10 @@ wider late layers. Raw scores go to benchmarks/results/tradeoff-NAME.json. Metho
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, Job, chance, corners, machine, run, save
+from benchmarks.lab import Job, chance, corners, machine, parser, run, save
 
 
 @dataclass(frozen=True)
@@ -138,17 +136,11 @@ def jobs(study: Study, method: str) -> list[Job]:
 
 def main() -> None:
     """Train, score, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=sorted(STUDIES))
-    parser.add_argument("--data", default="emoji")
-    parser.add_argument("--method", default="csd+regression")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    arguments = parser(__doc__, STUDIES)
+    arguments.add_argument("--method", default="csd+regression")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--workers", type=int, default=2)
+    args = arguments.parse_args()
     work = args.work / f"tradeoff-{args.name}"
     found = run(
         jobs(STUDIES[args.name], args.method),

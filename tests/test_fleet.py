@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import io
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,9 @@ def test_two_names_of_one_device_take_turns(run: Fleet) -> None:
     assert (len(outcome.runs), Counted.most) == (4, 1)
 
 
-def test_an_emulated_device_waits_until_this_machine_is_measured(run: Fleet) -> None:
+@pytest.fixture
+def noted() -> tuple[list[str], Callable[..., FakeDevice]]:
+    """Names of devices in the order in which they start, and what makes such devices."""
     order: list[str] = []
 
     class Noted(FakeDevice):
@@ -204,16 +207,21 @@ def test_an_emulated_device_waits_until_this_machine_is_measured(run: Fleet) -> 
             order.append(self.name)
             super().start(run, fresh=fresh)
 
-    made = []
-    for name, more in (("qemu:pi5", {"execution": "emulated"}), ("local", {"lane": devices.HERE})):
+    def make(name: str, **more: str) -> FakeDevice:
         # An emulated device is asked for queries alone, and times nothing.
         asked = vectors(CLEAR).take(REFERENCE.task.query_ids).vectors
         rows, runs = (ROWS, 20) if name == "local" else (asked, 0)
         device = Noted([transcript(rows, runs), transcript(rows, runs)], name=name)
         device.files = raw_files(rows, runs)
         vars(device).update(more)
-        made.append(device)
-    outcome = run(*made)
+        return device
+
+    return order, make
+
+
+def test_an_emulated_device_waits_until_this_machine_is_measured(run: Fleet, noted: Any) -> None:
+    order, make = noted
+    outcome = run(make("qemu:pi5", execution="emulated"), make("local", lane=devices.HERE))
     assert order == ["local", "local", "qemu:pi5", "qemu:pi5"]
     assert {c.device: c.execution for c in outcome.cells} == {
         "local": "native",
@@ -222,24 +230,12 @@ def test_an_emulated_device_waits_until_this_machine_is_measured(run: Fleet) -> 
 
 
 def test_an_emulated_device_of_this_machine_waits_for_its_neighbours_and_not_for_itself(
-    run: Fleet,
+    run: Fleet, noted: Any
 ) -> None:
-    order: list[str] = []
-
-    class Noted(FakeDevice):
-        def start(self, run: str, *, fresh: bool) -> None:
-            order.append(self.name)
-            super().start(run, fresh=fresh)
-
-    made = []
-    for name, execution in (("browser:", "emulated"), ("local", "native")):
-        asked = vectors(CLEAR).take(REFERENCE.task.query_ids).vectors
-        rows, runs = (ROWS, 20) if name == "local" else (asked, 0)
-        device = Noted([transcript(rows, runs), transcript(rows, runs)], name=name)
-        device.files = raw_files(rows, runs)
-        vars(device).update(execution=execution, lane=devices.HERE)
-        made.append(device)
-    outcome = run(*made)
+    order, make = noted
+    here = {"lane": devices.HERE}
+    browser = make("browser:", execution="emulated", **here)
+    outcome = run(browser, make("local", execution="native", **here))
     assert order == ["local", "local", "browser:", "browser:"]
     assert places(outcome)[:2] == [("browser:", "fp32"), ("local", "fp32")]
 

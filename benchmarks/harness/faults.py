@@ -426,6 +426,22 @@ def _cuts(s: Scene, up: list[int], down: list[int]) -> RunResult:
     return result
 
 
+def _away(
+    s: Scene,
+    leave: Callable[[], object],
+    back: Callable[[], object],
+    row: int = 4,
+    reconnect_s: float = 2.0,
+) -> RunResult:
+    """A device that leaves at a row and stays away until that was told, then is there again."""
+    s.plan = replace(s.plan, reconnect_s=reconnect_s)
+    s.refused(s.at("run", leave, i=row))
+    assert s.said[-1][0] == 4
+    back()
+    s.plan = replace(s.plan, reconnect_s=60.0)
+    return s.resumed()
+
+
 @fault("survived", "ssh")
 def cut_in_the_handshake(s: Scene) -> RunResult:
     """Link cut in the handshake, at 10 places in each direction."""
@@ -575,12 +591,7 @@ def file_transfer_stopped(s: Scene) -> RunResult:
 @fault("reported", "ssh")
 def gone_for_good(s: Scene) -> RunResult:
     """Device away for good while the worker works."""
-    s.plan = replace(s.plan, reconnect_s=2.0)
-    s.refused(s.at("run", s.server.stop, i=4))
-    assert s.said[-1][0] == 4
-    s.server.start()
-    s.plan = replace(s.plan, reconnect_s=60.0)
-    return s.resumed()
+    return _away(s, s.server.stop, s.server.start)
 
 
 @fault("reported", "ssh")
@@ -695,12 +706,7 @@ def adb_away_for_a_while(s: Phone) -> RunResult:
 @fault("reported", "adb")
 def adb_away_for_good(s: Phone) -> RunResult:
     """Phone unplugged for good while the worker works."""
-    s.plan = replace(s.plan, reconnect_s=2.0)
-    s.refused(s.at("run", s.phone.stop, i=4))
-    assert s.said[-1][0] == 4
-    s.phone.start()
-    s.plan = replace(s.plan, reconnect_s=60.0)
-    return s.resumed()
+    return _away(s, s.phone.stop, s.phone.start)
 
 
 @fault("reported", "adb")
@@ -721,12 +727,7 @@ def adb_not_trusted(s: Phone) -> RunResult:
         s.phone.trusting = False
         s.phone.cut_now()
 
-    s.plan = replace(s.plan, reconnect_s=2.0)
-    s.refused(s.at("run", revoke, i=4))
-    assert s.said[-1][0] == 4
-    s.phone.trusting = True
-    s.plan = replace(s.plan, reconnect_s=60.0)
-    return s.resumed()
+    return _away(s, revoke, lambda: setattr(s.phone, "trusting", True))
 
 
 @fault("survived", "adb")
@@ -776,13 +777,8 @@ def page_reloaded(s: Page) -> RunResult:
 @fault("reported", "browser")
 def page_crashed(s: Page) -> RunResult:
     """Page crashed, and nobody opens it again."""
-    s.plan = replace(s.plan, reconnect_s=1.0)
     s.runtime(slow_ms=400)
-    s.refused(s.at("run", lambda: s.hand.do("Page.crash"), i=2))
-    assert s.said[-1][0] == 4
-    s.plan = replace(s.plan, reconnect_s=60.0)
-    s.runtime()
-    return s.resumed()
+    return _away(s, lambda: s.hand.do("Page.crash"), s.runtime, row=2, reconnect_s=1.0)
 
 
 @fault("survived", "browser")

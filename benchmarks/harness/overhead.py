@@ -77,9 +77,7 @@ def side_by_side(model: Path, format: str, size: int, seed: int) -> dict[str, An
         "within_margin": abs(found.ratio.value - 1) <= MARGIN,
         **said,
         "blocks_quiet_ns": [
-            [b.arm, round(float(np.percentile(b.latency_ns, latency.QUIET_PERCENT)))]
-            for group in groups
-            for b in group
+            [b.arm, round(latency.quiet(b.latency_ns))] for group in groups for b in group
         ],
     }
 

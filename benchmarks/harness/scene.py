@@ -213,11 +213,15 @@ class Scene:
         """What every row has to be."""
         return fake_answers(self.pixels)
 
+    def same(self, got: np.ndarray, want: np.ndarray) -> bool:
+        """Whether a row is the right one: to the bit, as the stand-in for a runtime gives it."""
+        return np.array_equal(got, want)
+
     def count(self, result: RunResult) -> tuple[int, int]:
         """Rows that are missing or wrong, and rows that were measured more than once."""
         want = self.answers()
         got = result.outputs
-        right = sum(np.allclose(a, b, rtol=1e-5) for a, b in zip(got, want, strict=False))
+        right = sum(self.same(a, b) for a, b in zip(got, want, strict=False))
         assert result.folder is not None
         log = (result.folder / "log.jsonl").read_bytes()
         events = [e for _, e in Reader().feed(log + b"\n") if isinstance(e, Row)]
@@ -271,6 +275,9 @@ class Phone(Scene):
         session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
         rows = [session.run(None, {"pixels": x[None]})[0] for x in self.pixels]
         return np.concatenate(rows)
+
+    def same(self, got: np.ndarray, want: np.ndarray) -> bool:
+        return np.allclose(got, want, rtol=1e-5)  # another build of the runtime
 
 
 class Page(Scene):

@@ -22,15 +22,12 @@ benchmarks/results/nas-NAME.json.
 
 from __future__ import annotations
 
-import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, Job, corners, machine, run, save
+from benchmarks.lab import Job, corners, machine, parser, run, save
 from benchmarks.nas.study import (
     BUDGET,
     CURVE,
@@ -41,6 +38,7 @@ from benchmarks.nas.study import (
     by_hand,
     draw,
     inherit,
+    query_job,
     searched,
     tuned,
 )
@@ -49,15 +47,9 @@ from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
 def main() -> None:
     """Train, search, score, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=sorted(STUDIES))
-    parser.add_argument("--data", default="emoji")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    arguments = parser(__doc__, STUDIES)
+    arguments.add_argument("--workers", type=int, default=2)
+    args = arguments.parse_args()
     study, other = STUDIES[args.name], TRADEOFFS[args.name]
     work = args.work / f"tradeoff-{args.name}"
     gallery = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
@@ -71,19 +63,13 @@ def main() -> None:
     macs, dim = top["macs"][0], gallery.dim
     most = macs / BUDGET
     drawn = draw(study, most, dim, 32)
-    plain = Job("", "query", "", study.epochs, "gallery", METHOD, views=study.views, lr=study.lr)
-
-    def job(name: str, backbone: str) -> Job:
-        return Job(**{**asdict(plain), "name": f"nas-{name}", "backbone": backbone})
-
     hand = by_hand(most, dim, 32)
     alone = train(
         [
-            *(job(f"drawn-{at:02d}", d["backbone"]) for at, d in enumerate(drawn)),
-            *(job(f"hand-{name}", backbone) for name, backbone in hand.items()),
+            *(query_job(study, f"drawn-{at:02d}", d["backbone"]) for at, d in enumerate(drawn)),
+            *(query_job(study, f"hand-{name}", backbone) for name, backbone in hand.items()),
         ]
     )
-    os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "30000"}
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         inherited = [
             f.result()
@@ -100,7 +86,10 @@ def main() -> None:
         found = [f.result() for f in within]
         print("searches are done", flush=True)
     winners = train(
-        [job(f"found-{s}", f["best"]["backbone"]) for s, f in zip(SEEDS, found, strict=True)]
+        [
+            query_job(study, f"found-{s}", f["best"]["backbone"])
+            for s, f in zip(SEEDS, found, strict=True)
+        ]
     )
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         points = {

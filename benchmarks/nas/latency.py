@@ -12,14 +12,13 @@ more? Raw results go to benchmarks/results/nas-latency-NAME.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, Job, corners, machine, run, save
-from benchmarks.nas.study import BUDGET, METHOD, STUDIES, searched
+from benchmarks.lab import Job, corners, machine, parser, run, save
+from benchmarks.nas.study import BUDGET, STUDIES, query_job, searched
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
 GROUPS = 15
@@ -28,14 +27,8 @@ FORMAT, PRECISION, DEVICE = "tflite", "int8", "local"
 
 def main() -> None:
     """Measure, search, train, measure again, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=sorted(STUDIES))
-    parser.add_argument("--data", default="emoji")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    arguments = parser(__doc__, STUDIES)
+    args = arguments.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "30000"}
 
     from hetero import data as sources
@@ -55,10 +48,9 @@ def main() -> None:
         reporter=Reporter(),
     )
     job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
-    plain = Job("", "query", "", study.epochs, "gallery", METHOD, views=study.views, lr=study.lr)
 
     def train(name: str, backbone: str) -> dict[str, Any]:
-        own = replace(plain, name=f"nas-{name}", backbone=backbone)
+        own = query_job(study, name, backbone)
         return run([own], args.data, 32, [0], work, workers=1, then=corners, given=[job])[0][
             own.name
         ]
@@ -66,7 +58,12 @@ def main() -> None:
     most = gallery.manifest.model.macs / BUDGET
     by_macs = searched(study, args.data, 0, work, most, "budget-0", study.scored)
     first = train("found-0", by_macs["best"]["backbone"])
-    files = [_exported(work / "seed-0" / "nas-found-0", images)]
+
+    def exported(name: str) -> tuple[Any, Any]:
+        made = Bundle.load(work / "seed-0" / name)
+        return searching.one_file(made, images, FORMAT, PRECISION)
+
+    files = [exported("nas-found-0")]
     cap_ms = _quiet_ms(files[0], work / "nas-cap")
     by_latency = searched(
         study,
@@ -79,7 +76,7 @@ def main() -> None:
         f"latency:{work / 'nas-measure' / 'table.csv'}",
     )
     second = train("latency", by_latency["best"]["backbone"])
-    files.append(_exported(work / "seed-0" / "nas-latency", images))
+    files.append(exported("nas-latency"))
     save(
         args.results / f"nas-latency-{args.name}.json",
         {
@@ -95,26 +92,6 @@ def main() -> None:
     )
 
 
-def _exported(root: Path, images: Any) -> Any:
-    """The model's file, in its bundle."""
-    from hetero.bundle import Bundle
-    from hetero.progress import Reporter
-    from hetero.stages.exporting import export_all
-
-    bundle = export_all(
-        Bundle.load(root),
-        (FORMAT,),
-        (PRECISION,),
-        images=images,
-        bake=True,
-        batch=None,
-        resume=True,
-        reporter=Reporter(quiet=True),
-    )
-    (item,) = bundle.exported()
-    return bundle, item
-
-
 def _load(file: Any) -> Any:
     from hetero import devices
 
@@ -124,21 +101,13 @@ def _load(file: Any) -> Any:
 
 
 def _quiet_ms(file: Any, folder: Path) -> float:
-    import numpy as np
+    from hetero import devices, latency
+    from hetero.stages import searching
 
-    from hetero import devices
-    from hetero.latency import QUIET_PERCENT
-
-    load = _load(file)
-    result = devices.run(
-        devices.open_device(DEVICE),
-        load.model,
-        load.format,
-        load.inputs,
-        folder=folder,
-        plan=devices.Plan(warmup_runs=20, warmup_s=0.2, min_runs=200, min_s=1.0, threads=1),
-    )
-    return float(np.percentile(result.latency_ns, QUIET_PERCENT)) / 1e6
+    bundle, item = file
+    device = devices.open_device(DEVICE)
+    result = searching.timed(device, bundle, item, _load(file).inputs, folder, threads=1)
+    return latency.quiet(result.latency_ns) / 1e6
 
 
 def _alternated(files: list[Any], folder: Path) -> dict[str, Any]:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 
+from benchmarks.lab import heterogeneous, in_percent, plots, svg
 from benchmarks.nas.study import BUDGET, NEAR
 
 PREDICTORS = {
@@ -41,7 +41,7 @@ def tau(predictor: list[float], final: list[float]) -> tuple[float, float, float
 
 def hetero(record: dict[str, Any], key: str = "map") -> float:
     """A trained job's score in the gallery's index, 0..1."""
-    return float(next(iter(record["scores"].values()))["heterogeneous"][key])
+    return heterogeneous(record)[key]
 
 
 def taus(raw: dict[str, Any]) -> list[dict[str, tuple[float, float, float]]]:
@@ -161,7 +161,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
     rows += [(f"by hand: `{r['job']['backbone']}`", r) for r in raw["hand"].values()]
     for words, record in rows:
         lines.append(
-            f"| {words} | {record['macs'][0] / 1e6:.2f} | {100 * hetero(record, 'recall_at_1'):.1f} / {100 * hetero(record):.1f} |"
+            f"| {words} | {record['macs'][0] / 1e6:.2f} | {in_percent(heterogeneous(record))} |"
         )
     middle = [
         100 * float(np.median([hetero(d["job"], k) for d in near])) for k in ("recall_at_1", "map")
@@ -169,8 +169,8 @@ def section(name: str, raw: dict[str, Any]) -> str:
     lines += [
         f"| median of {len(near)} drawn at {NEAR:g} to 1 of it | | {middle[0]:.1f} / {middle[1]:.1f} |",
         "",
-        f"The whole range of costs, one supernet; the gallery model itself has {100 * paragon['recall_at_1']:.1f} / "
-        f"{100 * paragon['map']:.1f}. Tuned: {study['tuned_epochs']} more epochs from inherited weights.",
+        f"The whole range of costs, one supernet; the gallery model itself has {in_percent(paragon)}. "
+        f"Tuned: {study['tuned_epochs']} more epochs from inherited weights.",
         "",
         f"![cost against accuracy](img/nas-{name}.svg)",
         "",
@@ -178,7 +178,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for point in sorted(raw["curve"].values(), key=lambda p: -p["macs"]):
-        cell = [_cell(point[k]["heterogeneous"]) for k in ("inherited", "tuned")]
+        cell = [in_percent(point[k]["heterogeneous"]) for k in ("inherited", "tuned")]
         gap = [
             100 * (paragon[k] - point["tuned"]["heterogeneous"][k]) for k in ("recall_at_1", "map")
         ]
@@ -188,15 +188,11 @@ def section(name: str, raw: dict[str, Any]) -> str:
     for point in raw["long"]:
         lines.append(
             f"| {macs / point['macs']:.0f}, {point['asked']['epochs']} epochs, {point['asked']['views']} views | "
-            f"{_cell(point['inherited']['heterogeneous'])} | {_cell(point['tuned']['heterogeneous'])} | "
+            f"{in_percent(point['inherited']['heterogeneous'])} | {in_percent(point['tuned']['heterogeneous'])} | "
             f"{100 * (paragon['recall_at_1'] - point['tuned']['heterogeneous']['recall_at_1']):.1f} / "
             f"{100 * (paragon['map'] - point['tuned']['heterogeneous']['map']):.1f} | `{point['asked']['backbone']}` |"
         )
     return "\n".join([*lines, ""])
-
-
-def _cell(scores: dict[str, float]) -> str:
-    return f"{100 * scores['recall_at_1']:.1f} / {100 * scores['map']:.1f}"
 
 
 def latency_section(name: str, raw: dict[str, Any]) -> str:
@@ -220,22 +216,16 @@ def latency_section(name: str, raw: dict[str, Any]) -> str:
         record = raw[key]["job"]
         lines.append(
             f"| {words} | {record['macs'][0] / 1e6:.2f} | {measured['quiet_ms'][at]:.4f} | "
-            f"{100 * hetero(record, 'recall_at_1'):.1f} / {100 * hetero(record):.1f} | `{record['job']['backbone']}` |"
+            f"{in_percent(heterogeneous(record))} | `{record['job']['backbone']}` |"
         )
     return "\n".join([*lines, ""])
 
 
 def picture(raw: dict[str, Any]) -> str:
     """SVG: accuracy over cost, inherited and tuned."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     macs, paragon = raw["gallery"]["macs"], raw["gallery"]["scores"]
     points = sorted(raw["curve"].values(), key=lambda p: -p["macs"])
-    with mpl.rc_context({"svg.hashsalt": "hetero", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    with plots(2) as (figure, axes):
         for axis, (metric, label) in zip(
             axes, (("recall_at_1", "Recall@1, %"), ("map", "mAP, %")), strict=True
         ):
@@ -255,7 +245,4 @@ def picture(raw: dict[str, Any]) -> str:
             axis.set_xlabel("times fewer MACs than the gallery model")
             axis.set_ylabel(label)
         axes[0].legend(fontsize=7)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return out.getvalue()
+        return svg(figure)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lab import Job
+
 #: Retrieval costs of the curve: this many times fewer multiply-accumulates than the gallery model.
 CURVE = (200, 160, 120, 80, 60, 40, 30, 20, 15, 10, 7)
 #: The budget of the searches, in the same terms.
@@ -20,6 +22,8 @@ DRAWN, NEAR = 20, 0.8
 #: Cheapest of them, as a share of the budget.
 FAR = 0.25
 SEEDS = (0, 1)
+#: Batches that re-calibration is tried with.
+RECALIBRATED = (0, 1, 10, 40)
 METHOD = "csd+regression"
 
 
@@ -61,17 +65,32 @@ STUDIES = {
 }
 
 
+def query_job(study: Study, name: str, backbone: str) -> Job:
+    """An architecture trained on its own, as all of them are."""
+    return Job(
+        f"nas-{name}",
+        "query",
+        backbone,
+        study.epochs,
+        "gallery",
+        METHOD,
+        views=study.views,
+        lr=study.lr,
+    )
+
+
 def draw(study: Study, most: float, dim: int, size_px: int) -> list[dict[str, Any]]:
     """Architectures within the budget: half of them near it, half of them far below."""
-    from hetero import models, nas
+    from hetero import nas
 
     space, rng = nas.load_space(study.space), np.random.default_rng(20)
+    price = nas.priced(space, nas.load_cost("macs"), dim, size_px)
     near: dict[str, dict[str, Any]] = {}
     far: dict[str, dict[str, Any]] = {}
     while len(near) < DRAWN // 2 or len(far) < DRAWN // 2:
         architecture = space.draw(rng)
         backbone = space.backbone(architecture)
-        macs = models.count(models.build(backbone, dim, size_px), size_px)[1]
+        macs = int(price(architecture))
         found = {"backbone": backbone, "architecture": architecture, "macs": macs}
         share = macs / most
         where = near if NEAR <= share <= 1 else far if FAR <= share < NEAR else None
@@ -130,16 +149,19 @@ def inherit(
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["study"] == asdict(study):
             return kept
+    from hetero.train.supernet import calibration
+
     begun = time.process_time()
     net = supernet(study, data, seed, work)
     took = time.process_time() - begun
+    net.net.batches = calibration(net.pictures, net.gallery, net.settings, max(RECALIBRATED))
     rewards = [net.score(tuple(d["architecture"])) for d in drawn]
     # Statistics of no batch at all, and of more and more.
     batches = {
         str(n): [
             net.score(tuple(d["architecture"]), n).r2 for d in drawn[:: max(1, len(drawn) // 6)]
         ]
-        for n in (0, 1, 10, 40)
+        for n in RECALIBRATED
     }
     out = {
         "study": asdict(study),
@@ -165,16 +187,13 @@ def searched(
     cost: str = "macs",
 ) -> dict[str, Any]:
     """What a search of a seed's supernet found within this much of a cost: its best, its front."""
-    from hetero import models, nas
+    from hetero import nas
     from hetero.progress import Reporter
 
     begun = time.process_time()
     net = supernet(study, data, seed, work)
-    dim, size_px, of = net.gallery.space.dim, net.gallery.preprocess.size_px, nas.load_cost(cost).of
-
-    def price(architecture: nas.Architecture) -> float:
-        return of(models.build(net.net.space.backbone(architecture), dim, size_px), size_px)
-
+    dim, size_px = net.gallery.space.dim, net.gallery.preprocess.size_px
+    price = nas.priced(net.net.space, nas.load_cost(cost), dim, size_px)
     found = nas.search(
         net.net.space,
         price,

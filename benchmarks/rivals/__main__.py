@@ -15,12 +15,11 @@ model; the gallery model stays). Raw scores go to benchmarks/results/rivals-NAME
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, Job, corners, machine, run, save
+from benchmarks.lab import Job, corners, heterogeneous, machine, parser, run, save
 from benchmarks.tradeoff import STUDIES
 
 #: What we would take, and what else we have.
@@ -68,7 +67,7 @@ def jobs(name: str) -> list[Job]:
 
 def close(found: dict[str, dict[str, Any]]) -> set[str]:
     """Names of the jobs that are within `CLOSE` of the best by either score."""
-    scores = {n: next(iter(r["scores"].values()))["heterogeneous"] for n, r in found.items()}
+    scores = {name: heterogeneous(record) for name, record in found.items()}
     out = set()
     for key in ("recall_at_1", "map"):
         best = max(s[key] for s in scores.values())
@@ -78,15 +77,9 @@ def close(found: dict[str, dict[str, Any]]) -> set[str]:
 
 def main() -> None:
     """Train, score, train the close ones again, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=sorted(STUDIES))
-    parser.add_argument("--data", default="emoji")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    arguments = parser(__doc__, STUDIES)
+    arguments.add_argument("--workers", type=int, default=2)
+    args = arguments.parse_args()
     work = args.work / f"tradeoff-{args.name}"
     gallery, *rest = jobs(args.name)
 
