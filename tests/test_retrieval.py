@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from geometry import embeddings, on_circle, space, truth
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
@@ -103,25 +103,25 @@ def test_a_model_that_maps_everything_to_one_point_finds_nothing(jitter):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5))
+@example(34, 1)  # two right rows nearer to each other than the tolerance
 def test_a_wrong_row_that_equals_the_right_one_is_ahead_of_it(seed, copies):
     q, g, answers = task(seed, groups=10**6)
-    before = as_dict(rank(q, g, answers))
     # Every gallery row again, as something that nobody looks for.
     doubled = embeddings(np.concatenate([g.vectors] * (1 + copies)))
     more = len(g) * copies
-    after = rank(
-        q,
-        doubled,
-        Truth(
-            answers.query_labels,
-            answers.query_groups,
-            (*answers.gallery_labels, *["nothing"] * more),
-            (*answers.gallery_groups, *[f"copy {i}" for i in range(more)]),
-        ),
+    asked = Truth(
+        answers.query_labels,
+        answers.query_groups,
+        (*answers.gallery_labels, *["nothing"] * more),
+        (*answers.gallery_groups, *[f"copy {i}" for i in range(more)]),
     )
-    for row, ranks in as_dict(after).items():
-        # Ahead of the right answer of rank r stood r rows; they and it now come 1 + copies times.
-        assert ranks == [r + copies * (r + 1) for r in before[row]]
+    after = as_dict(rank(q, doubled, asked))
+    assert after == slow_rank(q, doubled, asked)
+    for row, ranks in as_dict(rank(q, g, answers)).items():
+        # Ahead of the right answer of rank r stood r rows; they and it now come 1 + copies times,
+        # or more where a right row behind it is as near as makes no difference.
+        for r, now in zip(ranks, after[row], strict=True):
+            assert now >= r + copies * (r + 1)
 
 
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
