@@ -223,9 +223,8 @@ def _rivals(name: str, raw: dict[str, Any]) -> str:
     seeds, top = raw["seeds"], raw["gallery"]["scores"]["gallery"]["own"]
     of = seeds["0"]["ours"]["job"]
 
-    def means(job: str) -> tuple[list[list[float]], int]:
-        found = [heterogeneous(seed[job]) for seed in seeds.values() if job in seed]
-        return [[100 * s[k] for s in found] for k in ("recall_at_1", "map")], len(found)
+    def lists(scores: list[dict[str, float]]) -> list[list[float]]:
+        return [[100 * s[k] for s in scores] for k in ("recall_at_1", "map")]
 
     lines = [
         f"## Methods at equal budget: {name}",
@@ -233,10 +232,11 @@ def _rivals(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`: gallery model `{raw['gallery']['job']['backbone']}` (paragon {in_percent(top)}), "
         f"query model `{of['backbone']}`, {of['epochs']} epochs, {of['views']} stored views, the same "
         "order of pictures. Recall@1 / mAP in the gallery's index, mean over seeds of the query model, lowest and highest; "
-        "those far behind have one seed. Names ending in _batch are AIR-Distiller's form, with neighbours from the batch.",
+        "those far behind have one seed. Names ending in _batch are AIR-Distiller's form, with neighbours from the batch. "
+        "Whitened: after `hetero align --map whiten`, whose settings were chosen by validation classes; ours is with it.",
         "",
-        "| method | seeds | Recall@1 | mAP |",
-        "| --- | --- | --- | --- |",
+        "| method | seeds | Recall@1 | mAP | Recall@1, whitened | mAP, whitened |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
 
     def cell(values: list[float]) -> str:
@@ -245,10 +245,19 @@ def _rivals(name: str, raw: dict[str, Any]) -> str:
             return f"{mean:.1f}"
         return f"{mean:.2f} ({min(values):.1f} to {max(values):.1f})"
 
-    found = {job: means(job) for job in seeds["0"]}
-    for job, (values, count) in sorted(found.items(), key=lambda x: -sum(x[1][0][1]) / x[1][1]):
+    found = {}
+    for job in seeds["0"]:
+        records = [seed[job] for seed in seeds.values() if job in seed]
+        plain = lists([heterogeneous(r) for r in records])
+        found[job] = (plain, lists([r["whitened"] for r in records if "whitened" in r]))
+    for job, (plain, turned) in sorted(
+        found.items(), key=lambda x: -sum(x[1][0][1]) / len(x[1][0][1])
+    ):
         label = f"**{raw['ours']}**" if job == "ours" else job.removeprefix("rival-")
-        lines.append(f"| {label} | {count} | {cell(values[0])} | {cell(values[1])} |")
+        cells = [cell(v) for v in plain] + [cell(v) if v else "" for v in turned]
+        if job == "ours":
+            cells[2:] = [f"**{c}**" for c in cells[2:]]
+        lines.append(f"| {label} | {len(plain[0])} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -46,7 +46,7 @@ def a_map(name: str) -> maps.Map:
 
 
 def test_every_file_of_the_folder_is_a_map() -> None:
-    assert set(MAPS) == {"affine", "procrustes", "residual_mlp"}
+    assert set(MAPS) == {"affine", "procrustes", "residual_mlp", "whiten"}
     assert all(isinstance(maps.make(name), maps.Map) for name in MAPS)
 
 
@@ -312,3 +312,54 @@ def test_a_setting_without_a_default_is_refused(
     name = own_map(tmp_path, monkeypatch, "    taste: int\n")
     with pytest.raises(ConfigError, match="the setting taste has no default"):
         maps.make(name)
+
+
+# -- whiten ---------------------------------------------------------------------------------------
+
+
+def test_whitening_the_query_side_twice_scores_as_whitening_both_sides() -> None:
+    target = pairs(8, 8)[1]
+    net = maps.fit(maps.make("whiten", {"power": 1.0, "floor": 1e-9, "ridge": 0.0}), target, target)
+    # Both sides by the textbook: after it the covariance is the identity.
+    white = np.linalg.inv(np.linalg.cholesky(np.cov(target.T.astype(float))))
+    both = target @ white.T
+    np.testing.assert_allclose(np.cov(both.T), np.eye(8), atol=1e-4)
+    one = target @ net.weight.detach().double().numpy().T
+    mine, theirs = one @ target.T, both @ both.T
+    np.testing.assert_allclose(
+        mine / np.linalg.norm(mine), theirs / np.linalg.norm(theirs), atol=1e-6
+    )
+
+
+def test_whitening_by_power_zero_is_the_regression() -> None:
+    source, target = pairs(8, 16)
+    plain = maps.fit(maps.make("affine", {"offset": False}), source, target)
+    none = maps.fit(maps.make("whiten", {"power": 0.0}), source, target)
+    torch.testing.assert_close(plain.weight, none.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_whitening_lowers_what_all_pictures_share_and_finds_more() -> None:
+    rng = np.random.default_rng(0)
+    # Two directions that every picture varies in by chance, and fourteen that tell classes apart.
+    centres = np.concatenate([np.zeros((60, 2)), rng.normal(size=(60, 14))], 1)
+    loud = np.array([3.0] * 2 + [0] * 14)
+
+    def shot() -> np.ndarray:
+        return unit(centres + loud * rng.normal(size=(60, 16)) + 0.2 * rng.normal(size=(60, 16)))
+
+    seen = np.concatenate([shot() for _ in range(8)])
+    net = maps.fit(maps.make("whiten"), seen, seen)
+    query, gallery = shot(), shot()
+
+    def found(rows: np.ndarray) -> float:
+        return float(((rows @ gallery.T).argmax(1) == np.arange(60)).mean())
+
+    assert found(maps.apply(net, query)) > found(query) + 0.1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"power": 1.5}, {"power": -0.1}, {"floor": 0.0}, {"ridge": -1.0}]
+)
+def test_whitening_out_of_range_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"power must be in 0\.\.1"):
+        maps.make("whiten", settings)

@@ -22,8 +22,8 @@ def align(
     map: Annotated[
         str,
         typer.Option(
-            help="procrustes, affine, residual_mlp, a dotted path of your own, or auto: the best "
-            "of them on validation classes."
+            help="procrustes, affine, residual_mlp, whiten, a dotted path of your own, or auto: "
+            "the best of them on validation classes."
         ),
     ] = "procrustes",
     set_: Set = None,
