@@ -193,6 +193,7 @@ class _Session:
     first: protocol.First | None = None
     end: protocol.Done | protocol.Error | protocol.Stopped | None = None
     rows: int = 0
+    row_s: float = 0.0
     workers: int = 0
     progress: tuple[object, ...] = ()
     heard: _results.Heard = field(default_factory=_results.Heard)
@@ -277,7 +278,7 @@ class _Session:
                 self._ended(way, self.end)
             now = time.monotonic()
             if data:
-                heard, quiet, pause_s = now, 0, PAUSES_S[0]
+                heard, quiet, pause_s = now, 0, self._half_of_the_rest_s()
             else:
                 quiet, pause_s = quiet + 1, min(1.5 * pause_s, PAUSES_S[1])
             if progress != self.progress:
@@ -297,6 +298,14 @@ class _Session:
                 )
             # Looking takes the device's time as well: a fifth of it at most.
             time.sleep(max(pause_s, min(4 * took_s, LONGEST_PAUSE_S)))
+
+    def _half_of_the_rest_s(self) -> float:
+        """When to look again while rows come: rarely in the middle, soon before the last one.
+
+        Every look takes time of the device's that its rows need.
+        """
+        rest_s = (len(self.inputs) - self.rows) * self.row_s
+        return min(max(rest_s / 2, PAUSES_S[0]), PAUSES_S[1])
 
     # -- hearing --------------------------------------------------------------------------------
 
@@ -324,7 +333,7 @@ class _Session:
         elif isinstance(event, protocol.First):
             self.first, self.rows = self.first or event, event.start
         elif isinstance(event, protocol.Row):
-            self.rows = event.i + event.n
+            self.rows, self.row_s = event.i + event.n, event.ns / event.n / 1e9
         elif isinstance(event, protocol.Done | protocol.Error | protocol.Stopped):
             self.end = event
         self.progress = (type(event), self.rows, self.workers)
