@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hetero.data import Images
 
@@ -264,15 +264,15 @@ def epoch_speed(objective: Any, pixels: Any, batch: int, folder: Path) -> float:
     return epoch.images_per_s
 
 
-def embed_test(root: Path, data: str) -> Any:
-    """The test task of a collection and a bundle's vectors of its pictures."""
+def embed_test(root: Path, data: str, split: Literal["train", "val", "test"] = "test") -> Any:
+    """The task of a collection's split and a bundle's vectors of its pictures."""
     from hetero import data as sources
     from hetero import models
     from hetero.bundle import Bundle
     from hetero.evaluate import task
 
     images, bundle = sources.load(data), Bundle.load(root)
-    job = task(images, "test")
+    job = task(images, split)
     pixels = images.pixels(job.rows, bundle.preprocess)
     return job, models.TorchEmbedder(bundle).embed(job.ids, pixels)
 

@@ -37,7 +37,11 @@ def render() -> str:
     for path in sorted(RESULTS.glob("rivals-*.json")):
         parts.append(_rivals(path.stem.removeprefix("rivals-"), json.loads(path.read_text())))
     for name in STUDIES:
-        for stem, part in (("nas", nas.section), ("nas-latency", nas.latency_section)):
+        for stem, part in (
+            ("nas", nas.section),
+            ("nas-limits", nas.limits_section),
+            ("nas-latency", nas.latency_section),
+        ):
             path = RESULTS / f"{stem}-{name}.json"
             if path.exists():
                 parts.append(part(name, json.loads(path.read_text())))

@@ -11,6 +11,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,15 @@ def run(
     """
     plan = plan or Plan()
     sent = packed(model, folder) if model.is_dir() else model
-    job = _order(device, model, sent, format, inputs, plan, repeat)
-    home = make_folder(folder / job.folder(device.name))
-    session = _Session(device, job, model, sent, inputs, home, plan, on_event or (lambda _: None))
-    with Way(device, folder, plan.reconnect_s) as way:
+    order = _order(device, model, sent, format, inputs, plan, repeat)
+    with ThreadPoolExecutor(1) as aside, Way(device, folder, plan.reconnect_s) as way:
+        # All rows are read once to be named by their content; connecting takes as long.
+        digest = aside.submit(lambda: hashlib.sha256(_bytes(inputs)).hexdigest())
+        way.call(lambda link: None)
+        job = order(digest.result())
+        home = make_folder(folder / job.folder(device.name))
+        on_event = on_event or (lambda _: None)
+        session = _Session(device, job, model, sent, inputs, home, plan, on_event)
         try:
             done = session.work(way, resume)
             _results.fetch(way, device, home, job, plan, done, session.greeting[2].dim)
@@ -132,8 +138,8 @@ def _order(
     inputs: Shaped[np.ndarray, "n ..."],
     plan: Plan,
     repeat: int,
-) -> protocol.Job:
-    """The job for these arguments, checked as far as this machine can."""
+) -> Callable[[str], protocol.Job]:
+    """The job for these arguments, checked as far as this machine can, by its inputs' hash."""
     if format not in protocol.RUNTIMES:
         raise ConfigError(
             f"{device.name}: a worker has no runtime for format {format!r}; there are "
@@ -147,22 +153,26 @@ def _order(
         model_sha256 = sha256(sent)
     except OSError as error:
         raise BundleError(f"{model}: cannot be read ({error.strerror})") from error
-    inputs_sha256 = hashlib.sha256(_bytes(inputs)).hexdigest()
-    return protocol.Job(
-        runtime=protocol.RUNTIMES[format],
-        model=f"store/{model_sha256}{model.suffix if sent is model else PACKED}",
-        model_sha256=model_sha256,
-        inputs=f"store/{inputs_sha256}.bin",
-        inputs_sha256=inputs_sha256,
-        dtype=inputs.dtype.name,
-        shape=inputs.shape,
-        threads=plan.threads if device.threads is None else device.threads,
-        plan={name: getattr(plan, name) for name in PLAN_FIELDS},
-        repeat=repeat,
-        accelerator=_accelerator(device, plan),
-        duty=plan.duty,
-        profile=plan.profile,
-    )
+    accelerator = _accelerator(device, plan)
+
+    def order(inputs_sha256: str) -> protocol.Job:
+        return protocol.Job(
+            runtime=protocol.RUNTIMES[format],
+            model=f"store/{model_sha256}{model.suffix if sent is model else PACKED}",
+            model_sha256=model_sha256,
+            inputs=f"store/{inputs_sha256}.bin",
+            inputs_sha256=inputs_sha256,
+            dtype=inputs.dtype.name,
+            shape=inputs.shape,
+            threads=plan.threads if device.threads is None else device.threads,
+            plan={name: getattr(plan, name) for name in PLAN_FIELDS},
+            repeat=repeat,
+            accelerator=accelerator,
+            duty=plan.duty,
+            profile=plan.profile,
+        )
+
+    return order
 
 
 def _bytes(inputs: Shaped[np.ndarray, "n ..."]) -> memoryview:

@@ -17,7 +17,7 @@ import faulthandler
 import fcntl
 import glob
 import hashlib
-import importlib.metadata
+import importlib
 import importlib.util
 import json
 import math
@@ -30,7 +30,6 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -446,12 +445,27 @@ def unpacked(path: str) -> str:
     if not path.endswith(".mlpackage.zip"):
         return path
     shutil.rmtree(PACKAGE, ignore_errors=True)  # a worker before may have been killed
+    import zipfile
+
     with zipfile.ZipFile(path) as file:
         file.extractall(PACKAGE)
     return os.path.abspath(PACKAGE)
 
 
 RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt, "coreml": CoreMl}
+
+
+def version_of(module: str, package: str) -> str:
+    """As the imported module says itself; asking for the package's takes as long as NumPy."""
+    said = getattr(sys.modules[module], "__version__", "")
+    if said:
+        return str(said)
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # installed under another name
+        return "unknown"
 
 
 def import_runtime(name: str) -> str:
@@ -461,13 +475,11 @@ def import_runtime(name: str) -> str:
         text = f"Core ML runs on macOS only, this is {platform.system()}"
         raise RefusedError("runtime-missing", text)
     try:
-        found = importlib.import_module(runtime.module)
-        version = importlib.metadata.version(runtime.package)
+        importlib.import_module(runtime.module)
+        version = version_of(runtime.module.partition(".")[0], runtime.package)
         # What computes is a part of the system, and moves with it.
         system = f"macOS {platform.mac_ver()[0] or 'unknown'}, "
         return f"{system}coremltools {version}" if name == "coreml" else version
-    except importlib.metadata.PackageNotFoundError:  # installed under another name
-        return str(getattr(found, "__version__", "unknown"))
     except ImportError as error:
         fix = f"run: {sys.executable} -m pip install {runtime.package}"
         raise RefusedError(
@@ -476,6 +488,37 @@ def import_runtime(name: str) -> str:
 
 
 # -- one run ----------------------------------------------------------------------------------
+
+
+def torn(what: dict[str, Any]) -> RefusedError:
+    """The refusal of a file of the job."""
+    return RefusedError("file-torn", f"{what['file']} is missing or not what was sent")
+
+
+class Verified(threading.Thread):
+    """Reads the inputs once from end to end, while the first rows are being embedded already.
+
+    On a small board that takes as long as many rows do. Rows of inputs that turn out not to be what
+    was sent are thrown away: see `Run.embed`.
+    """
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.about = about
+        size = np.dtype(about["dtype"]).itemsize * math.prod(about["shape"])
+        if not os.path.exists(about["file"]) or os.path.getsize(about["file"]) != size:
+            raise torn(about)
+        self.right = False
+        self.start()
+
+    def run(self) -> None:
+        self.right = sha256(self.about["file"]) == self.about["sha256"]
+
+    def wait(self) -> None:
+        """Nothing, or the refusal."""
+        self.join()
+        if not self.right:
+            raise torn(self.about)
 
 
 class Run:
@@ -501,7 +544,7 @@ class Run:
     def file(self, what: dict[str, Any]) -> str:
         """The path of a file of the job, once its content is known to be what the host meant."""
         if sha256(what["file"]) != what["sha256"]:
-            raise RefusedError("file-torn", f"{what['file']} is missing or not what was sent")
+            raise torn(what)
         return str(what["file"])
 
     def load(self) -> None:
@@ -515,7 +558,8 @@ class Run:
         what = {"runtime": job["runtime"], "runtime_version": version, "threads": threads}
         self.log("hello", **me, **what, **machine(), governor=telemetry()["governor"])
         path, shape = unpacked(self.file(job["model"])), about["shape"]
-        self.inputs, self.count = os.open(self.file(about), os.O_RDONLY), shape[0]
+        self.count, self.checked = shape[0], Verified(about)
+        self.inputs = os.open(about["file"], os.O_RDONLY)
         wanted, profile = job.get("accelerator", ""), bool(job.get("profile"))
         began = time.perf_counter_ns()
         with refused("model-refused"):
@@ -595,6 +639,12 @@ class Run:
             write_all(self.lat, ns.to_bytes(8, "little") * count)
             self.rows = row + count
             self.log("run", i=row, n=count, ns=ns)
+        try:
+            self.checked.wait()
+        except RefusedError:
+            for handle in (self.out, self.lat):
+                os.ftruncate(handle, 0)
+            raise
 
     def unfinished(self, runs: int, spent_s: float, least_runs: int, least_s: float) -> bool:
         """Whether another run of the fixed input is due."""

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from hetero import models, nas
 from hetero.bundle import Bundle
 from hetero.errors import BundleError, ConfigError, TrainingError
+from hetero.evaluate import Scores
 from hetero.fit import Settings
 from hetero.nas.costs import latency
+from hetero.retrieval import Ranks
 from hetero.stages import searching
 from hetero.stages.searching import MeasureOptions, SearchOptions
 from hetero.train import SupernetRecipe, load_supernet, train_supernet
@@ -125,6 +127,37 @@ def test_a_winner_can_be_trained_from_scratch(
     made = run(gallery, tmp_path, options=replace(OPTIONS, start="scratch", probes=0))
     assert made.health is None
     assert made.bundle.manifest.model.macs <= BUDGET.most
+
+
+def test_of_several_finalists_the_best_on_validation_classes_wins(
+    gallery: Bundle, outcome: searching.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, finalists=2, probes=0)
+    fixed, real, given = outcome.found.first(2), searching.scores, iter([0.3, 0.4])
+
+    def told(ranks: Ranks) -> Scores:
+        found = real(ranks)
+        return replace(found, map=replace(found.map, value=next(given)))
+
+    monkeypatch.setattr(searching, "scores", told)
+    made = run(gallery, tmp_path, options=options)
+    assert [c.backbone for c in made.found.first(2)] == [c.backbone for c in fixed]
+    assert made.bundle.manifest.model.backbone == fixed[1].backbone
+    assert (tmp_path / "finalists" / "0" / "manifest.json").exists()
+    assert json.loads((tmp_path / "search.json").read_text())["best"]["backbone"] == (
+        fixed[1].backbone
+    )
+
+
+def test_first_candidates_are_the_most_rewarding_within_the_budget() -> None:
+    made = [
+        nas.Candidate(name, (), cost, r, r, cost <= 5)
+        for name, cost, r in (("a", 1, 0.2), ("b", 4, 0.5), ("c", 3, 0.5), ("d", 9, 0.9))
+    ]
+    found = nas.Found(tuple(made), "r2", nas.Budget("macs", 5))
+    assert [c.backbone for c in found.first(2)] == ["c", "b"]
+    assert [c.backbone for c in found.first(9)] == ["c", "b", "a"]
+    assert found.first(1) == (found.best,)
 
 
 def test_a_budget_below_the_smallest_architecture_is_refused_before_training(

@@ -492,7 +492,29 @@ def test_a_file_that_is_not_what_was_sent_is_not_used(tmp_path, fake, what):
     job[what]["sha256"] = "0" * 64
     (run / "job.json").write_text(json.dumps(job))
     assert work(run, calm)[-1]["kind"] == "file-torn"
-    assert not (run / "out.bin").exists()
+    assert rows_kept(run) == 0
+
+
+def rows_kept(run: Path) -> int:
+    """Bytes of rows and times in a run folder."""
+    return sum((run / x).stat().st_size for x in ("out.bin", "lat.bin") if (run / x).exists())
+
+
+def test_rows_of_inputs_with_a_turned_bit_are_thrown_away_and_computed_anew(tmp_path, fake):
+    calm, pixels = put_fake_runtime(tmp_path / "fake"), tiny_pixels(5)
+    run = order(tmp_path / "run", fake, pixels, "onnxruntime", NO_RUNS)
+    stored = run / json.loads((run / "job.json").read_text())["inputs"]["file"]
+    whole = stored.read_bytes()
+    stored.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert work(run, calm)[-1]["kind"] == "file-torn"
+    assert rows_kept(run) == 0
+    stored.write_bytes(whole)
+    events = work(run, calm)
+    assert [e["start"] for e in events if e["hetero"] == "first"][-1] == 0
+    assert events[-1]["hetero"] == "done"
+    other = order(tmp_path / "other", fake, pixels, "onnxruntime", NO_RUNS)
+    work(other, calm)
+    assert (run / "out.bin").read_bytes() == (other / "out.bin").read_bytes()
 
 
 def test_a_job_of_another_version_is_not_guessed_at(tmp_path, fake):

@@ -131,7 +131,8 @@ def section(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`: space `{study['space']}`, supernets trained for {study['supernet_epochs']} epochs "
         f"({' / '.join(format(i['cpu_s'] / 60, '.0f') for i in raw['inherited'])} CPU minutes), method {raw['method']}; budget "
         f"{most / 1e6:.2f} MMAC, an {BUDGET}th of the gallery model's {macs / 1e6:.1f}. Every architecture on its own: "
-        f"{study['epochs']} epochs, {study['views']} views.",
+        f"{study['epochs']} epochs, {study['views']} views. Found: of the {len(raw['found'][0]['finalists'])} best candidates of a "
+        "search, each trained so, the best on validation classes.",
         "",
         "| claim | rule | seen | |",
         "| --- | --- | --- | --- |",
@@ -156,7 +157,8 @@ def section(name: str, raw: dict[str, Any]) -> str:
         "| --- | --- | --- |",
     ]
     rows = [
-        (f"found, search {f['seed']}: `{f['best']['backbone']}`", f["job"]) for f in raw["found"]
+        (f"found, search {f['seed']}: `{f['job']['job']['backbone']}`", f["job"])
+        for f in raw["found"]
     ]
     rows += [(f"by hand: `{r['job']['backbone']}`", r) for r in raw["hand"].values()]
     for words, record in rows:
@@ -218,6 +220,43 @@ def latency_section(name: str, raw: dict[str, Any]) -> str:
             f"| {words} | {record['macs'][0] / 1e6:.2f} | {measured['quiet_ms'][at]:.4f} | "
             f"{in_percent(heterogeneous(record))} | `{record['job']['backbone']}` |"
         )
+    return "\n".join([*lines, ""])
+
+
+def limits_section(name: str, raw: dict[str, Any]) -> str:
+    """The section on what limits the cheap models."""
+    own, macs = raw["gallery"], raw["gallery"]["macs"]
+    lines = [
+        f"## What limits the cheap models: {name}",
+        "",
+        f"`{raw['command']}`: the tuned models of the curve and those trained longest, on the classes they were trained on and "
+        "on test classes. The gap is the gallery model's own Recall@1 less theirs in its index: "
+        f"it has {100 * own['train']['recall_at_1']:.1f} % on training classes and {100 * own['test']['recall_at_1']:.1f} % on test "
+        "classes. Cosine: mean over pictures of the two models' vectors of one picture.",
+        "",
+        "| MACs, times fewer | gap, training classes | gap, test classes | cosine, training | cosine, test |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    gaps = []
+    for model, found in raw["models"].items():
+        gap = [100 * (own[s]["recall_at_1"] - found[s]["recall_at_1"]) for s in ("train", "test")]
+        gaps.append(gap)
+        words = f"{macs / found['macs']:.0f}" + (", trained longest" if "long" in model else "")
+        lines.append(
+            f"| {words} | {gap[0]:.1f} | {gap[1]:.1f} | {found['train']['cosine_mean']:.3f} | {found['test']['cosine_mean']:.3f} |"
+        )
+    fitting = sum(a for a, _ in gaps) / sum(b for _, b in gaps)
+    lines += [
+        "",
+        f"Over all of them the gap on training classes is {100 * fitting:.0f} % of that on test classes: "
+        + (
+            "most of what is lost is lost in fitting the gallery model at all, by weights and steps, not in meeting new classes."
+            if fitting > 0.6
+            else "most of what is lost is lost on new classes, for want of pictures; the models fit what they were trained on."
+            if fitting < 0.4
+            else "fitting the gallery model and meeting new classes cost about as much."
+        ),
+    ]
     return "\n".join([*lines, ""])
 
 

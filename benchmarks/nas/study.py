@@ -22,6 +22,8 @@ DRAWN, NEAR = 20, 0.8
 #: Cheapest of them, as a share of the budget.
 FAR = 0.25
 SEEDS = (0, 1)
+#: Best candidates of a search that are trained on their own, to choose from by validation classes.
+FINALISTS = 5
 #: Batches that re-calibration is tried with.
 RECALIBRATED = (0, 1, 10, 40)
 METHOD = "csd+regression"
@@ -112,6 +114,16 @@ def by_hand(most: float, dim: int, size_px: int) -> dict[str, str]:
         "mobilenet": nearest(lambda w: f"mobilenet:width={w:g}"),
         "shufflenet": nearest(lambda w: f"shufflenet:width={w:g},stem=2"),
     }
+
+
+def watched(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
+    """What `benchmarks.lab.corners` gives, and the scores on validation classes."""
+    from benchmarks.lab import corners
+    from benchmarks.tuning import validation
+
+    root = folder / found["job"]["name"]
+    kept = validation(root, folder / found["job"]["gallery"], data)
+    return {**corners(found, data, folder), "validation": kept}
 
 
 def supernet(study: Study, data: str, seed: int, work: Path, method: str = METHOD) -> Any:
@@ -211,6 +223,7 @@ def searched(
         "cpu_s": round(time.process_time() - begun, 1),
         "scored": sum(c.fits for c in found.candidates),
         "best": asdict(found.best),
+        "first": [asdict(c) for c in found.first(FINALISTS)],
         "front": [asdict(c) for c in found.front],
     }
 

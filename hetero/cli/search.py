@@ -58,8 +58,11 @@ def search(
     probes: Annotated[
         int, typer.Option(min=0, help="Trained on their own, to judge the supernet; 0: not judged.")
     ] = 3,
+    finalists: Annotated[
+        int, typer.Option(min=1, help="Best candidates trained on their own, to choose from.")
+    ] = 1,
     own_epochs: Annotated[
-        int, typer.Option(min=0, help="Of the winner's own training; 0 keeps inherited weights.")
+        int, typer.Option(min=0, help="Of a finalist's own training; 0 keeps inherited weights.")
     ] = 40,
     start: Annotated[
         str, typer.Option(help="Of that training: from inherited weights, or from scratch.")
@@ -106,7 +109,15 @@ def search(
         SupernetRecipe(space, steps, method, settings(set_), views),
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         budget,
-        searching.SearchOptions(trials, which, probes, epochs=own_epochs, start=begin, lr=lr),
+        searching.SearchOptions(
+            trials,
+            which,
+            probes,
+            finalists=finalists,
+            epochs=own_epochs,
+            start=begin,
+            lr=lr,
+        ),
         output,
         resume=resume,
         reporter=told,

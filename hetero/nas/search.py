@@ -98,7 +98,19 @@ class Found:
                 f"{self.budget.most:g} ({self.budget.cost}); the cheapest, {cheapest.backbone}, "
                 f"costs {cheapest.cost:g}"
             )
-        return max(fitting, key=lambda c: (c.reward(self.which), -c.cost))
+        return max(fitting, key=self._rank)
+
+    def _rank(self, candidate: Candidate) -> tuple[float, float]:
+        return candidate.reward(self.which), -candidate.cost
+
+    def first(self, count: int) -> tuple[Candidate, ...]:
+        """So many of the most rewarding ones within the budget, `best` first; fewer in a small one.
+
+        Raises:
+            ConfigError: None is within it.
+        """
+        fitting = sorted((c for c in self.candidates if c.fits), key=self._rank, reverse=True)
+        return tuple(fitting[:count]) or (self.best,)
 
     @property
     def front(self) -> tuple[Candidate, ...]:

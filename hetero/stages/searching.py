@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,7 @@ from hetero._files import make_folder, write_json
 from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
+from hetero.evaluate import scores, task
 from hetero.fit import Settings
 from hetero.latency import quiet
 from hetero.nas.costs import latency
@@ -40,26 +43,31 @@ class SearchOptions:
         probes: Architectures trained on their own to see whether the supernet's scores mean
             anything; 0 searches without asking.
         probe_epochs: Of each probe.
-        epochs: Of the winner's own training; 0 takes the supernet's weights as they are.
-        start: "inherited" trains the winner on from the supernet's weights, "scratch" anew.
-        lr: Of the winner's and the probes' own training.
+        finalists: Of the most rewarding candidates so many are trained on their own, and the one
+            with the best validation mAP in the gallery's index wins: a supernet tells good
+            architectures from bad ones, but hardly the best ones from each other.
+        epochs: Of a finalist's own training; 0 takes the supernet's weights as they are.
+        start: "inherited" trains a finalist on from the supernet's weights, "scratch" anew.
+        lr: Of the finalists' and the probes' own training.
     """
 
     trials: int = 150
     which: Which = "r3"
     probes: int = 3
     probe_epochs: int = 4
+    finalists: int = 1
     epochs: int = 40
     start: Start = "inherited"
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        if self.trials < 1 or self.probes < 0 or self.probe_epochs < 1 or self.epochs < 0:
+        counts = min(self.trials, self.probe_epochs, self.finalists)
+        if counts < 1 or self.probes < 0 or self.epochs < 0:
             raise ConfigError(
-                "search: at least 1 trial and 1 epoch of probes, no negative number of probes or "
-                f"epochs; got trials={self.trials}, probes={self.probes}, "
-                f"probe_epochs={self.probe_epochs}, epochs={self.epochs}"
+                "search: at least 1 trial, 1 finalist and 1 epoch of probes, no negative number of "
+                f"probes or epochs; got trials={self.trials}, finalists={self.finalists}, "
+                f"probes={self.probes}, probe_epochs={self.probe_epochs}, epochs={self.epochs}"
             )
 
 
@@ -99,7 +107,8 @@ def search(
         settings: The same.
         budget: What the model may cost.
         options: How to search.
-        root: Gets supernet/, probes/, search/, front.svg and query/.
+        root: Gets supernet/, probes/, search/, front.svg, finalists/ (of more
+            than one) and query/.
         resume: Go on with what is there.
         reporter: Shows progress.
 
@@ -144,13 +153,16 @@ def search(
         identity=trained.digest,
         reporter=reporter,
     )
-    best = found.best
-    reporter.line(f"search: {best.backbone}, {best.cost:.4g} {cost.unit}, R2 {best.r2:.3f}")
+    first = found.first(options.finalists)
+    for candidate in first:
+        reporter.line(
+            f"search: {candidate.backbone}, {candidate.cost:.4g} {cost.unit}, R2 {candidate.r2:.3f}"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         reporter.line("search: no plot of the front, which needs the extra 'report'")
     else:
         _plot(found, cost.unit, root / "front.svg")
-    bundle = _winner(trained, best, settings, options, root, resume, reporter)
+    best, bundle = _winner(trained, first, settings, options, root, resume, reporter)
     write_json(
         root / "search.json",
         {
@@ -166,28 +178,58 @@ def search(
 
 def _winner(
     trained: Trained,
-    best: nas.Candidate,
+    first: Sequence[nas.Candidate],
     settings: Settings,
     options: SearchOptions,
     root: Path,
     resume: bool,
     reporter: Reporter,
+) -> tuple[nas.Candidate, Bundle]:
+    """The finalist that is best on validation classes, and its bundle in ``root/query``."""
+    query = root / "query"
+    if len(first) == 1:
+        return first[0], _own(trained, first[0], settings, options, root, query, resume, reporter)
+    bundles = [
+        _own(trained, c, settings, options, root, root / "finalists" / str(at), resume, reporter)
+        for at, c in enumerate(first)
+    ]
+    watch = task(trained.images, "val")
+    pixels = trained.images.pixels(watch.rows, trained.gallery.preprocess)
+    sides = [models.TorchEmbedder(b).embed(watch.ids, pixels) for b in (trained.gallery, *bundles)]
+    found = [scores(watch.rank(mine, sides[0])).map.value for mine in sides[1:]]
+    at = max(range(len(first)), key=found.__getitem__)
+    said = ", ".join(f"{x:.3f}" for x in found)
+    reporter.line(f"search: finalist {at + 1} of {len(first)} is best, validation mAP {said}")
+    shutil.rmtree(query, ignore_errors=True)
+    shutil.copytree(bundles[at].root, query)
+    return first[at], Bundle.load(query)
+
+
+def _own(
+    trained: Trained,
+    candidate: nas.Candidate,
+    settings: Settings,
+    options: SearchOptions,
+    root: Path,
+    output: Path,
+    resume: bool,
+    reporter: Reporter,
 ) -> Bundle:
-    """The best candidate with inherited weights, or trained on from them, or from scratch."""
-    query, vectors = root / "query", root / "vectors"
+    """A candidate with inherited weights, or trained on from them, or from scratch."""
+    vectors = root / "vectors"
     if not options.epochs:
-        return trained.bundle(best.architecture, query)
+        return trained.bundle(candidate.architecture, output)
     own = replace(settings, epochs=options.epochs, lr=options.lr)
     if options.start == "inherited":
         return trained.tuned(
-            best.architecture, own, query, vectors=vectors, resume=resume, reporter=reporter
+            candidate.architecture, own, output, vectors=vectors, resume=resume, reporter=reporter
         )
     return train_query(
         trained.gallery,
         trained.images,
-        trained.recipe.query(best.backbone),
+        trained.recipe.query(candidate.backbone),
         own,
-        query,
+        output,
         vectors=vectors,
         resume=resume,
         reporter=reporter,
