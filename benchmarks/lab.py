@@ -300,6 +300,33 @@ def corners(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     return out
 
 
+def whitened(root: Path, gallery: Path, data: str) -> dict[str, float]:
+    """Recall@1 and mAP of a trained job in the gallery's index, brought there by the map once more.
+
+    Kept beside the model, so that it is done once.
+    """
+    import torch
+
+    from hetero import data as sources
+    from hetero.bundle import Bundle
+    from hetero.progress import Reporter
+    from hetero.stages.aligning import AlignOptions, align
+
+    note = root.with_name(f"{root.name}-whitened.json")
+    if note.exists():
+        kept: dict[str, float] = json.loads(note.read_text())
+        return kept
+    torch.set_num_threads(1)
+    output = root.with_name(f"{root.name}-whitened")
+    sides = [Bundle.load(x) for x in (root, gallery)]
+    images, options = sources.load(data), AlignOptions("whiten")
+    align(sides[0], sides[1], images, output, options, Reporter(quiet=True))
+    task, theirs = embed_test(gallery, data)
+    scores = pair(task, embed_test(output, data)[1], theirs)
+    note.write_text(json.dumps(scores) + "\n")
+    return scores
+
+
 def pair(task: Any, queries: Any, gallery: Any) -> dict[str, float]:
     """Recall@1 and mAP of one pair, in 0..1."""
     from hetero.metrics import per_query

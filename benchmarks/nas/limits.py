@@ -7,12 +7,13 @@ Every model of the study's curve, and those trained longest, are scored on the c
 trained on beside the test classes. The gallery model has seen the same training classes, so its own
 score there is what a perfect copy of it would have. A gap that is as wide on classes the query
 model was trained on is one of fitting: too few weights or too few steps. One that opens on new
-classes only is one of generalising: too few pictures. Raw results go to
-benchmarks/results/nas-limits-NAME.json.
+classes only is one of generalising: too few pictures. Those trained longest are also scored after
+`hetero align --map whiten`. Raw results go to benchmarks/results/nas-limits-NAME.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab import embed_test, machine, pair, parser, save
-from benchmarks.nas.study import CURVE, SEEDS, STUDIES
+from benchmarks.lab import embed_test, machine, pair, parser, save, whitened
+from benchmarks.nas.study import SEEDS, STUDIES
 
 SPLITS = ("train", "test")
 
@@ -51,12 +52,18 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "30000"}
     work = args.work / f"tradeoff-{args.name}"
     gallery = work / "seed-0" / "gallery"
-    names = [*(f"{less}x" for less in CURVE), *(f"long-{seed}" for seed in SEEDS)]
+    study = json.loads((args.results / f"nas-{args.name}.json").read_text())
+    names = [*(f"{less}x" for less in study["curve"]), *(f"long-{seed}" for seed in SEEDS)]
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         own = pool.submit(scored, None, gallery, args.data)
         jobs = {
             name: pool.submit(scored, work / "nas-tuned" / name / "tuned", gallery, args.data)
             for name in names
+        }
+        turned = {
+            name: pool.submit(whitened, work / "nas-tuned" / name / "tuned", gallery, args.data)
+            for name in names
+            if name.startswith("long")
         }
         save(
             args.results / f"nas-limits-{args.name}.json",
@@ -65,6 +72,7 @@ def main() -> None:
                 "machine": machine(),
                 "gallery": own.result(),
                 "models": {name: job.result() for name, job in jobs.items()},
+                "whitened": {name: job.result() for name, job in turned.items()},
             },
         )
 

@@ -257,6 +257,15 @@ def limits_section(name: str, raw: dict[str, Any]) -> str:
             else "fitting the gallery model and meeting new classes cost about as much."
         ),
     ]
+    best = max(raw["whitened"], key=lambda n: float(raw["whitened"][n]["recall_at_1"]))
+    turned = raw["whitened"][best]
+    lines += [
+        "",
+        f"The best point reached, {macs / raw['models'][best]['macs']:.0f} times fewer MACs, trained longest and whitened "
+        f"(`hetero align --map whiten`): Recall@1 / mAP {in_percent(turned)} in the gallery's index, "
+        f"{100 * (own['test']['recall_at_1'] - turned['recall_at_1']):.1f} / {100 * (own['test']['map'] - turned['map']):.1f} "
+        "points below the gallery model itself.",
+    ]
     return "\n".join([*lines, ""])
 
 

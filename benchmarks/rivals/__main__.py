@@ -18,14 +18,13 @@ benchmarks/results/rivals-NAME.json.
 
 from __future__ import annotations
 
-import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import Job, corners, embed_test, heterogeneous, machine, pair, parser, run, save
+from benchmarks.lab import Job, corners, heterogeneous, machine, parser, run, save, whitened
 from benchmarks.tradeoff import STUDIES
 
 #: What we would take, and what else we have.
@@ -79,33 +78,6 @@ def close(found: dict[str, dict[str, Any]]) -> set[str]:
         best = max(s[key] for s in scores.values())
         out |= {n for n, s in scores.items() if s[key] >= best - CLOSE}
     return out
-
-
-def whitened(root: Path, gallery: Path, data: str) -> dict[str, float]:
-    """Recall@1 and mAP of a trained job in the gallery's index, brought there by the map once more.
-
-    Kept beside the model, so that it is done once.
-    """
-    import torch
-
-    from hetero import data as sources
-    from hetero.bundle import Bundle
-    from hetero.progress import Reporter
-    from hetero.stages.aligning import AlignOptions, align
-
-    note = root.with_name(f"{root.name}-whitened.json")
-    if note.exists():
-        kept: dict[str, float] = json.loads(note.read_text())
-        return kept
-    torch.set_num_threads(1)
-    output = root.with_name(f"{root.name}-whitened")
-    sides = [Bundle.load(x) for x in (root, gallery)]
-    images, options = sources.load(data), AlignOptions("whiten")
-    align(sides[0], sides[1], images, output, options, Reporter(quiet=True))
-    task, theirs = embed_test(gallery, data)
-    scores = pair(task, embed_test(output, data)[1], theirs)
-    note.write_text(json.dumps(scores) + "\n")
-    return scores
 
 
 def main() -> None:
