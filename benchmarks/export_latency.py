@@ -214,7 +214,12 @@ def _signature(path: Path) -> tuple[str, str]:
 
 
 def moves(runtime: str, path: Path, work: Path) -> dict[str, int]:
-    """How often each of `MOVES` occurs in the graph that the runtime runs."""
+    """How often each of `MOVES` occurs in the graph that the runtime runs.
+
+    By kind the whole count, and "inside", those of them that stand between two layers. The others
+    stand before the first layer or behind the last one: work on input and output that one route has
+    in the file and the other leaves to the app.
+    """
     if runtime == "onnx":
         import onnx
         import onnxruntime
@@ -224,25 +229,65 @@ def moves(runtime: str, path: Path, work: Path) -> dict[str, int]:
         options.intra_op_num_threads = 1
         options.optimized_model_filepath = str(work / "optimised.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        kinds = [n.op_type for n in onnx.load(str(work / "optimised.onnx")).graph.node]
+        nodes = [
+            (n.op_type, list(n.input), list(n.output))
+            for n in onnx.load(str(work / "optimised.onnx")).graph.node
+        ]
     else:
         from ai_edge_litert import schema_py_generated as schema
 
         graph = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
         names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
         codes = [names[max(c.builtinCode, c.deprecatedBuiltinCode)] for c in graph.operatorCodes]
-        kinds = [codes[op.opcodeIndex] for part in graph.subgraphs for op in part.operators]
-    counted = Counter(kinds)
-    return {**{kind: counted[kind] for kind in MOVES[runtime]}, "all": len(kinds)}
+        (part,) = graph.subgraphs
+        nodes = [(codes[o.opcodeIndex], list(o.inputs), list(o.outputs)) for o in part.operators]
+    counted = Counter(kind for kind, _, _ in nodes)
+    inside = Counter(kind for kind, between in _between(nodes) if between)
+    kinds = MOVES[runtime]
+    return {
+        **{kind: counted[kind] for kind in kinds},
+        "inside": sum(inside[kind] for kind in kinds),
+        "all": len(nodes),
+    }
 
 
-def _opened(file: dict[str, Any], stack: ExitStack) -> Callable[[np.ndarray], np.ndarray]:
-    """What runs a file on one input."""
+def _between(nodes: list[tuple[str, list[Any], list[Any]]]) -> list[tuple[str, bool]]:
+    """Of each node its kind, and whether layers come before it and after it."""
+    layers = ("CONV", "GEMM", "MATMUL", "FULLY_CONNECTED")
+
+    def reached(order: list[tuple[str, list[Any], list[Any]]]) -> list[bool]:
+        seen: set[Any] = set()
+        out = []
+        for kind, comes, goes in order:
+            here = any(x in seen for x in comes)
+            out.append(here)
+            if here or any(x in kind.upper() for x in layers):
+                seen |= set(goes) - {"", -1}  # of an end that is not used
+        return out
+
+    before = reached(nodes)
+    after = reached([(kind, goes, comes) for kind, comes, goes in reversed(nodes)])[::-1]
+    return [(kind, b and a) for (kind, _, _), b, a in zip(nodes, before, after, strict=True)]
+
+
+def _plain(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+#: What runs a file on one input, what an app has to do before, and after.
+_Run = tuple[
+    Callable[[np.ndarray], np.ndarray],
+    Callable[[np.ndarray], np.ndarray],
+    Callable[[np.ndarray], np.ndarray],
+]
+
+
+def _opened(file: dict[str, Any], stack: ExitStack) -> _Run:
     path = file["path"]
     if file["route"] == "ours":
         from hetero import export
 
-        return stack.enter_context(export.load(Path(path), file["runtime"]))
+        return stack.enter_context(export.load(Path(path), file["runtime"])), _plain, _plain
     if file["runtime"] == "onnx":
         import onnxruntime
 
@@ -251,19 +296,27 @@ def _opened(file: dict[str, Any], stack: ExitStack) -> Callable[[np.ndarray], np
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        return lambda x: session.run(None, {name: x})[0]
+        return lambda x: session.run(None, {name: x})[0], _plain, _plain
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(model_path=path, num_threads=1)
     run.allocate_tensors()
-    entry, out = run.get_input_details()[0]["index"], run.get_output_details()[0]["index"]
+    ends = run.get_input_details()[0], run.get_output_details()[0]
+    entry, out = (end["index"] for end in ends)
+    (scale, zero), (out_scale, out_zero) = (end["quantization"] for end in ends)
+
+    def before(x: np.ndarray) -> np.ndarray:
+        return (x / scale + zero).round().clip(-128, 127).astype(np.int8) if scale else x
+
+    def after(x: np.ndarray) -> np.ndarray:
+        return (x.astype(np.float32) - out_zero) * out_scale if out_scale else x
 
     def call(x: np.ndarray) -> np.ndarray:
         run.set_tensor(entry, x)
         run.invoke()
         return run.get_tensor(out)
 
-    return call
+    return call, before, after
 
 
 def turns(
@@ -285,15 +338,20 @@ def turns(
     times = np.zeros((len(files), rounds))
     cosines = []
     with ExitStack() as stack:
-        calls = [_opened(f, stack) for f in files]
-        for file, call in zip(files, calls, strict=True):
+        opened = [_opened(f, stack) for f in files]
+        calls = [call for call, _, _ in opened]
+        given = [
+            before(inputs[file["route"]])
+            for file, (_, before, _) in zip(files, opened, strict=True)
+        ]
+        for file, (call, _, after), taken in zip(files, opened, given, strict=True):
             side = file["route"]
-            got = np.concatenate([call(x[None]) for x in inputs[side]])
+            got = after(np.concatenate([call(x[None]) for x in taken]))
             cosines.append(float(np.median(_cosine(got, right[side]))))
         for at in range(rounds + WARMUP):
             # Another one begins each time, so that none always follows the same one.
             for which in np.roll(np.arange(len(files)), -at):
-                x = inputs[files[which]["route"]][at % len(images)][None]
+                x = given[which][at % len(images)][None]
                 begin = time.thread_time_ns()
                 calls[which](x)
                 if at >= WARMUP:

@@ -38,8 +38,8 @@ class _Planes(nn.Module):
     def __init__(self, whole: FromPixels) -> None:
         super().__init__()
         self.net = whole.net
-        scale = whole.scale.permute(0, 3, 1, 2).contiguous()
-        shift = whole.shift.permute(0, 3, 1, 2).contiguous()
+        scale = whole.scale[:, :, :1].permute(0, 3, 1, 2).contiguous()
+        shift = whole.shift[:, :, :1].permute(0, 3, 1, 2).contiguous()
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("middle", -shift / scale, persistent=False)
 
