@@ -83,9 +83,16 @@ def main() -> None:
 
 
 def _bare(bundle: Any, root: Path) -> Any:
-    """A copy of the bundle; exported files come into it."""
+    """A copy of the bundle; exported files come into it, and those that are there stay."""
     from hetero.bundle import Bundle
+    from hetero.errors import BundleError
 
+    try:
+        kept = Bundle.load(root)
+        if kept.manifest.recipe == bundle.manifest.recipe:
+            return kept
+    except BundleError:
+        pass
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(bundle.root, root)
     return Bundle.load(root)
@@ -107,27 +114,36 @@ def _scored(
     bundle: Any, gallery: Any, images: Any, reference: Any, pixels: Any
 ) -> list[dict[str, Any]]:
     """For each format what the int8 file loses."""
+    from hetero.bundle import Bundle
     from hetero.check import Place, file
+    from hetero.errors import ExportError
     from hetero.export import FileEmbedder
     from hetero.progress import Reporter
     from hetero.stages.exporting import export_all
     from hetero.stages.running import REFERENCE_QUERIES
 
     formats = [f for f in FORMATS if gallery is None or f != "coreml"]
-    done = export_all(
-        bundle,
-        formats,
-        ("int8",),
-        images=images,
-        gallery=gallery,
-        bake=True,
-        batch=None,
-        resume=False,
-        reporter=Reporter(),
-    )
-    out = []
+    out: list[dict[str, Any]] = []
     place = {name: row for row, name in enumerate(reference.task.ids)}
     for format in formats:
+        # Not of the run that the bundle was copied from.
+        ours = bundle.root.with_name(f"{bundle.root.name}-{format}-exported")
+        try:
+            done = export_all(
+                Bundle.load(bundle.root),
+                (format,),
+                ("int8",),
+                images=images,
+                gallery=gallery,
+                bake=True,
+                batch=None,
+                resume=ours.exists(),
+                reporter=Reporter(),
+            )
+            ours.touch()
+        except ExportError as error:
+            out.append({"format": format, "refused": str(error)})
+            continue
         item = done.artifact(format, "int8")
         asked = reference.task.query_ids
         held = reference

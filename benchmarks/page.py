@@ -384,6 +384,11 @@ def _int8(raw: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in raw["files"]:
+        if "refused" in r:
+            lines.append(
+                f"| {r['training']} | {r['format']}{', mixed' if r['mixed'] else ''} | refused: {r['refused']} | | | | | | |"
+            )
+            continue
         lost, flipped = (
             [100 * x for x in r[f"{k}_ci"]]
             for k in ("recall_at_1_lost", "query_negative_flip_rate")
