@@ -4,7 +4,7 @@
       manifest.json        what is here, from what, with the SHA-256 of every file
       weights.safetensors  the model's parameters and buffers
       head.safetensors     a gallery model's classifier, rows in the space
-      probe.safetensors    pictures, and the vectors (of a classifier: the logits) of PyTorch for them
+      probe.safetensors    pictures, and what PyTorch gives for them: vectors, or logits
       trained.safetensors  of a classifier, fingerprints of the pictures it was trained on
       model.fp32.onnx ...  exported files
 

@@ -175,7 +175,9 @@ def run(
     else:
         formats = (against_format,) if against_format else (b.load.format,)
         precisions = (against_precision,) if against_precision else (b.precision,)
-        a = _side(load_bundle(against, "any"), replace(asked, formats=formats, precisions=precisions))
+        a = _side(
+            load_bundle(against, "any"), replace(asked, formats=formats, precisions=precisions)
+        )
     report, result = contest.contest(a, b, output, options_, reporter=reporter(quiet))
     running.publish(report, output)
     book.add(contest.entry(b, found.digest, result, report, options_))
