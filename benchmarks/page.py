@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
+from benchmarks.flips import page as flips
 from benchmarks.harness import page as harness
 from benchmarks.lab import RESULTS, heterogeneous, in_percent, plots, svg
 from benchmarks.nas import page as nas
@@ -41,6 +42,12 @@ def render() -> str:
             path = RESULTS / f"{stem}-{name}.json"
             if path.exists():
                 parts.append(part(name, json.loads(path.read_text())))
+    for path in sorted(RESULTS.glob("flips-*.json")):
+        # The quick form is about the program, not about the claims.
+        if not path.stem.endswith("-quick"):
+            parts.append(
+                flips.section(path.stem.removeprefix("flips-"), json.loads(path.read_text()))
+            )
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))

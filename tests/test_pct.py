@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'train'")
 from toys import PREPROCESS, Tripwire, quiet, toy_images, weights  # noqa: E402
 
 from hetero import _plugins, cli, models  # noqa: E402
-from hetero.augment import View  # noqa: E402
+from hetero.augment import View, identity  # noqa: E402
 from hetero.bundle import Bundle  # noqa: E402
 from hetero.data import Images, by_picture, load  # noqa: E402
 from hetero.errors import (  # noqa: E402
@@ -189,7 +189,7 @@ def test_focal_logit_is_the_weighted_squared_distance(seed: int) -> None:
     logits, _, old, columns, _ = in_numpy(step)
     total = 0.0
     for row, theirs, right in zip(logits, old, old_right(step), strict=True):
-        total += (1 + 5 * right) * sum((row[c] - t) ** 2 for c, t in zip(columns, theirs)) / 2
+        total += (1 + 5 * right) * np.square(row[columns] - theirs).sum() / 2
     expected = entropies(step).mean() + 0.3 * total / BATCH
     assert float(methods.make("focal_logit", {"weight": 0.3}).loss(step)) == pytest.approx(
         expected, rel=1e-5
@@ -353,7 +353,9 @@ def test_search_is_not_measured_on_a_closed_set() -> None:
 
 def test_a_closed_set_that_is_none_is_refused() -> None:
     images = by_picture(toy_images(per_class=20))
-    unseen = tuple("test" if x == "class00" else s for x, s in zip(images.labels, images.splits))
+    unseen = tuple(
+        "test" if x == "class00" else s for x, s in zip(images.labels, images.splits, strict=True)
+    )
     with pytest.raises(DataError, match="class 'class00' has no training picture"):
         replace(images, splits=unseen)
     with pytest.raises(DataError, match="what belongs together has to be in one split"):
@@ -489,19 +491,13 @@ def test_stored_logits_are_the_old_models_of_the_views_that_are_shown(
     pixels = torch.from_numpy(images.pixels([rows[i] for i in picked], PREPROCESS))
     net = models.load_any(old)
     for number in range(max(1, views)):
-        table = objective.tables[number][picked] if views else training_identity(3)
+        table = objective.tables[number][picked] if views else identity(3)
         with torch.no_grad():
             right = net(View(old.preprocess)(pixels, table)).numpy()
         np.testing.assert_allclose(stored[number, picked.numpy()], right, atol=1e-4)
     if views:
         drawn = objective.draw(views + 1, len(rows), torch.Generator(), SHORT.augment)
         assert torch.equal(drawn, objective.tables[1])
-
-
-def training_identity(count: int) -> Any:
-    from hetero.augment import identity
-
-    return identity(count)
 
 
 def test_an_old_model_may_have_another_input_size_and_know_fewer_classes(

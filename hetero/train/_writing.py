@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,6 +26,7 @@ from hetero.progress import Reporter
 from hetero.space import Space
 
 
+@runtime_checkable
 class Shown(Protocol):
     """What a bundle keeps of the pictures that a model was trained and watched with."""
 
