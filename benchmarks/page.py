@@ -22,7 +22,7 @@ PAGE = Path("docs/results.md")
 HEAD = """# Results
 
 Every table here is made from raw files in `benchmarks/results/` by `python -m benchmarks.tables`; none is typed. Scores are on classes
-that no model was trained on. mAP and Recall@1 in percent.
+(of classifiers: pictures) that no model was trained on. mAP and Recall@1 in percent.
 """
 
 
