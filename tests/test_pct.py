@@ -628,6 +628,26 @@ def test_pictures_that_a_classifier_was_trained_on_never_count(
     assert found.flips.overall.n == len(test) - 5
 
 
+def test_an_old_classifier_that_is_never_right_is_no_measure_to_pass_by(
+    images: Images, old: Bundle, new: Bundle, tmp_path: Path
+) -> None:
+    # The class names moved by one: what was right by them is wrong now.
+    names = sorted(set(images.labels))
+    after = dict(zip(names, [*names[1:], names[0]], strict=True))
+    numbers = models.embed_pixels(
+        models.load_any(old), PREPROCESS, images.pixels(images.rows("test"), PREPROCESS)
+    ).argmax(1)
+    answers = dict(zip(images.rows("test"), (names[i] for i in numbers), strict=True))
+    lying = tuple(
+        after[answers[r]] if r in answers else label for r, label in enumerate(images.labels)
+    )
+    sides = flipping.side(old.root), flipping.side(new.root)
+    wrong = replace(images, labels=lying)
+    assert flipping.compare(*sides, wrong, tmp_path, reporter=quiet()).flips.overall.nfr.value == 0
+    with pytest.raises(DataError, match="has nothing to judge"):
+        flipping.compare(*sides, wrong, tmp_path, most=0.1, reporter=quiet())
+
+
 def test_other_bundles_and_half_a_file_name_are_refused(old: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="named by --format and --precision"):
         flipping.side(old.root, "onnx")

@@ -9,8 +9,8 @@ point of error more than plain training is chosen on validation pictures and tra
 The plain models of all seeds are the ensembles, and ELODI's students are held to those. Every
 published figure is of test pictures.
 
-Budget: the full form is laid out for about 60 CPU minutes on one core (some 39 models, 18 epochs of
-5,000 pictures each, at 1,000 pictures a second). --quick shows in a minute or two that it runs from
+Budget: the full form is laid out for about 60 CPU minutes on one core (38 models, 36 epochs of
+2,500 pictures each, at 1,000 pictures a second). --quick shows in a minute or two that it runs from
 end to end and proves nothing. --large takes all training pictures and a wider network, for a night
 or a GPU. Stopped, the same command goes on where it was.
 

@@ -264,7 +264,10 @@ def _rows(rates: Rates) -> list[str]:
             f"  {name:<24}{_percent(score.value):>8}  ({_percent(low)} to {_percent(high)})"
         )
     if (relative := rates.relative_nfr) is None:
-        return [*lines, "  relative negative flips     none expected: one side makes no error"]
+        return [
+            *lines,
+            "  relative negative flips   undefined: the old is never right or the new never wrong",
+        ]
     low, high = relative.ci or (relative.value, relative.value)
     note = "1 if errors were independent"
     return [

@@ -199,7 +199,7 @@ def compare(
         reporter: Shows progress.
 
     Raises:
-        DataError: No picture is left.
+        DataError: No picture is left, or a verdict is asked for and the old side is never right.
         DeviceError: The device, or the way to it, failed.
     """
     if most is not None and not 0 < most < 1:
@@ -249,6 +249,11 @@ def compare(
         # A group is one within its class: that is what a closed set keeps together.
         [f"{labels[i]}\n{images.groups[rows[i]]}" for i in kept],
     )
+    if most is not None and not right[0].any():
+        raise DataError(
+            f"{old.name}: gets none of {len(kept)} pictures right, so nothing can turn wrong and "
+            "--max-nfr has nothing to judge; is it the classifier that is in use?"
+        )
     return Compared(
         old.name,
         new.name,
