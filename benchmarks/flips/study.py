@@ -161,7 +161,7 @@ def done(job: Job, data: str, size: Size, work: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     root = work / job.folder
-    note = root.with_suffix(".json")
+    note = root.with_name(f"{root.name}.json")  # a name may have a point in it
     asked = json.loads(json.dumps({"job": asdict(job), "size": asdict(size)}))
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
