@@ -54,7 +54,7 @@ class Size:
 
 SIZES = {
     "quick": Size("quick", 600, "mobilenet:width=0.25,depth=0.3", 2, 64, (0, 1), 600, 1),
-    "full": Size("full", 2500, "resnet:width=8", 36, 32, (0, 1, 2), 10_000, 4),
+    "full": Size("full", 1250, "resnet:width=8", 72, 32, (0, 1, 2), 10_000, 4),
     "large": Size("large", 27_000, "resnet:width=16", 30, 128, (0, 1, 2), 10_000, 8),
 }
 
