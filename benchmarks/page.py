@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
+from benchmarks.flips import page as flips
 from benchmarks.harness import page as harness
 from benchmarks.lab import RESULTS, heterogeneous, in_percent, plots, svg
 from benchmarks.nas import page as nas
@@ -21,7 +22,7 @@ PAGE = Path("docs/results.md")
 HEAD = """# Results
 
 Every table here is made from raw files in `benchmarks/results/` by `python -m benchmarks.tables`; none is typed. Scores are on classes
-that no model was trained on. mAP and Recall@1 in percent.
+(of classifiers: pictures) that no model was trained on. mAP and Recall@1 in percent.
 """
 
 
@@ -45,6 +46,12 @@ def render() -> str:
             path = RESULTS / f"{stem}-{name}.json"
             if path.exists():
                 parts.append(part(name, json.loads(path.read_text())))
+    for path in sorted(RESULTS.glob("flips-*.json")):
+        # The quick form is about the program, not about the claims.
+        if not path.stem.endswith("-quick"):
+            parts.append(
+                flips.section(path.stem.removeprefix("flips-"), json.loads(path.read_text()))
+            )
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))

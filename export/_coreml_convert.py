@@ -179,8 +179,11 @@ def save(model: Any, job: ConvertJob) -> None:
         spec, file = message(job.output), model_file(job.output)
         about = spec.description.metadata
         what = job.metadata.get("hetero.role", "")
+        logits = what == "classifier"
         about.shortDescription = (
-            f"Image embedding ({what} model): {job.dim} numbers, a row of length 1"
+            f"Image classifier: the logits of {job.dim} classes"
+            if logits
+            else f"Image embedding ({what} model): {job.dim} numbers, a row of length 1"
         )
         # The date would make equal models differ.
         about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
@@ -195,7 +198,8 @@ def save(model: Any, job: ConvertJob) -> None:
             if job.bake
             else f"RGB as float32 (n, 3, {side}, {side}), normalised outside"
         )
-        out.shortDescription = f"The embedding, float32 (n, {job.dim})"
+        kind = "logits" if logits else "embedding"
+        out.shortDescription = f"The {kind}, float32 (n, {job.dim})"
         about.userDefined[_seal.KEY] = _seal.BLANK
         file.write_bytes(_seal.seal(spec.SerializeToString(deterministic=True)))
         # A map for ExecuTorch's debugger, of no use to anybody else.

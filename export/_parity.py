@@ -68,6 +68,7 @@ class Parity:
         neighbour_agreement: Mean share of the nearest probe pictures that both find, in 0..1.
         worst_id: The picture of the smallest cosine.
         n: Number of pictures.
+        same_class: Of a classifier, the share of pictures that both give the same class; else None.
     """
 
     cosine_worst: float
@@ -78,6 +79,7 @@ class Parity:
     neighbour_agreement: float
     worst_id: str
     n: int
+    same_class: float | None = None
 
     def judge(self, gate: Gate) -> None:
         """Nothing, if the gate is reached.
@@ -108,17 +110,21 @@ def measure(
     reference: Float32[np.ndarray, "n d"],
     raw: np.ndarray[Any, Any],
     space: Space,
+    logits: bool = False,
 ) -> Parity:
     """The differences between PyTorch's vectors and a file's.
 
     Args:
         ids: Of the pictures.
-        reference: PyTorch's unit rows.
+        reference: PyTorch's rows.
         raw: What the file gave for the same pictures, not normalised again.
         space: Of both.
+        logits: Whether the rows are a classifier's. Those have any length; their differences are
+            told in lengths of PyTorch's row.
 
     Raises:
-        ExportError: Wrong shape, a row that is not finite, or rows that are not of length 1.
+        ExportError: Wrong shape, a row that is not finite, or unit rows that have lost their
+            length.
         BundleError: Fewer than two pictures.
     """
     if len(ids) < 2:
@@ -130,7 +136,16 @@ def measure(
     rows, right = raw.astype(np.float64), reference.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1)
     bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))
-    if bad.size:
+    if logits:
+        if (lost := np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))).size:
+            raise ExportError(
+                f"{lost.size} of {len(ids)} rows of the written file are no logits, first "
+                f"{ids[lost[0]]!r}: all 0, or not finite"
+            )
+        scale = np.linalg.norm(right, axis=1, keepdims=True)
+        same_class = float((rows.argmax(1) == right.argmax(1)).mean())
+        rows, right = rows / scale, right / scale
+    elif bad.size:
         raise ExportError(
             f"{bad.size} of {len(ids)} rows of the written file are not of length 1, first "
             f"{ids[bad[0]]!r} with {lengths[bad[0]]:.6g}; the converter damaged the end of the net"
@@ -149,6 +164,7 @@ def measure(
         neighbour_agreement=float(got.overlap.mean()),
         worst_id=got.worst_id,
         n=len(ids),
+        same_class=same_class if logits else None,
     )
 
 
@@ -185,9 +201,12 @@ def check(job: ConvertJob, probe: Probe, space: Space) -> Facts:
     with variant.load(job.output) as runner:
         raw = runner(inputs)
         runtime = runner.runtime
-    parity = measure(probe.ids, probe.vectors, raw, space)
+    logits = job.metadata.get("hetero.role") == "classifier"
+    parity = measure(probe.ids, probe.vectors, raw, space, logits)
     parity.judge(GATES[job.precision])
+    same = {} if parity.same_class is None else {"same_class": parity.same_class}
     return {
+        **same,
         "cosine_worst": parity.cosine_worst,
         "cosine_p1": parity.cosine_p1,
         "cosine_median": parity.cosine_median,

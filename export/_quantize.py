@@ -34,7 +34,7 @@ class Calibration:
     Attributes:
         fit: Inputs that ranges are fitted to: uint8 NHWC or float32 NCHW, whole batches.
         held_out: Inputs that no range was fitted to; every fourth picture.
-        vectors: PyTorch's unit rows for `held_out`.
+        vectors: PyTorch's rows for `held_out`: unit vectors, or logits.
     """
 
     fit: np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ def net_of(job: ConvertJob, hard_swish: HardSwish = "as it is") -> nn.Module:
         hard_swish: How to write that activation, for a runtime that likes one form better.
     """
     bundle = Bundle.load(job.bundle, verify=False)
-    net: nn.Module = _Contiguous(models.load(bundle))
+    net: nn.Module = _Contiguous(models.load_any(bundle))
     if hard_swish != "as it is":
         _rewrite(net, nn.Hardswish if hard_swish == "fused" else _Relu6Swish)
     if job.bake:

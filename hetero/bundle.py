@@ -4,7 +4,8 @@
       manifest.json        what is here, from what, with the SHA-256 of every file
       weights.safetensors  the model's parameters and buffers
       head.safetensors     a gallery model's classifier, rows in the space
-      probe.safetensors    pictures, and the vectors PyTorch gives for them
+      probe.safetensors    pictures, and what PyTorch gives for them: vectors, or logits
+      trained.safetensors  of a classifier, fingerprints of the pictures it was trained on
       model.fp32.onnx ...  exported files
 
 Nothing in a bundle is a pickle, and no path in a manifest may leave the folder. The manifest seals
@@ -36,7 +37,7 @@ MANIFEST = "manifest.json"
 #: Far more than any manifest has.
 MAX_MANIFEST_BYTES = 16 << 20
 
-Role = Literal["gallery", "query"]
+Role = Literal["gallery", "query", "classifier"]
 
 
 class _Frozen(BaseModel):
@@ -48,7 +49,7 @@ class Artifact(_Frozen):
 
     Attributes:
         path: Relative to the bundle, forward slashes.
-        kind: "weights", "head", "probe", or a format's name: "onnx", "tflite", "coreml".
+        kind: "weights", "head", "probe", "trained", or a format's name: "onnx", "tflite", "coreml".
         sha256: Of the bytes; of a folder, see `digest`.
         size_bytes: Of the file, or of all files in the folder.
         precision: "fp32", "fp16", "int8"; empty for what is not a model file.
@@ -94,7 +95,7 @@ class Model(_Frozen):
 
     Attributes:
         backbone: As given to `hetero.models.backbone`: "resnet:width=32", "timm:NAME", "m:f".
-        dim: Length of the embedding.
+        dim: Length of the embedding; of a classifier, the number of classes.
         inner: Numbers the embedding is lifted from by a last linear layer; 0 for none.
         parameters: Count, embedding layer included, classifier excluded.
         macs: Multiply-accumulates for one picture at the bundle's input size.
@@ -132,12 +133,13 @@ class Manifest(_Frozen):
 
 @dataclass(frozen=True)
 class Probe:
-    """Pictures at the model's input size, and the unit vectors PyTorch gives for them.
+    """Pictures at the model's input size, and what PyTorch gives for them.
 
     Attributes:
         ids: One per row.
         pixels: uint8 NHWC.
-        vectors: float32, unit rows, made by the bundle's own weights in PyTorch.
+        vectors: float32, made by the bundle's own weights in PyTorch: unit rows, or a
+            classifier's logits.
     """
 
     ids: tuple[str, ...]
@@ -156,12 +158,15 @@ class Bundle:
 
     @property
     def role(self) -> Role:
-        """Whether it embeds galleries or queries."""
+        """Whether it embeds galleries or queries, or is a classifier."""
         return self.manifest.role
 
     @property
     def space(self) -> Space:
-        """The space its vectors live in; a query bundle's is its gallery model's."""
+        """The space its vectors live in; a query bundle's is its gallery model's.
+
+        A classifier's is made of its classes in their order: see `hetero.pct.train.class_space`.
+        """
         m = self.manifest
         return Space(m.space_name, m.space_digest, m.model.dim)
 
@@ -236,7 +241,10 @@ class Bundle:
         return Probe(ids, pixels, vectors)
 
     def train_classes(self) -> tuple[str, ...]:
-        """The classes the model was trained on, on which it must not be scored."""
+        """The classes the model was trained on: on them an embedding must not be scored.
+
+        Of a classifier they are the meaning of its logits, in order.
+        """
         text = self.tensors("probe").get("train_classes")
         whole = "" if text is None else text.tobytes().decode()
         return tuple(whole.split("\n")) if whole else ()
@@ -344,7 +352,7 @@ class Bundle:
 
         Args:
             root: The folder; made if need be. A manifest that was there is replaced at the end.
-            role: "gallery" or "query".
+            role: "gallery", "query" or "classifier".
             space: Where its vectors live.
             model: How to build it.
             preprocess: How pictures are prepared for it.

@@ -44,8 +44,14 @@ def task(images: Images, split: Split) -> Task:
     model; within one model that is no task, and every score is 1.
 
     Raises:
-        DataError: The split has no query or no gallery picture, or no query has a right answer.
+        DataError: The split has no query or no gallery picture, no query has a right answer, or
+            training saw its classes.
     """
+    if images.closed:
+        raise DataError(
+            f"{images.name}: its {split} classes are those of training, and search is measured on "
+            "classes that training never saw; this collection is for classifiers (`hetero pct`)"
+        )
     rows = images.rows(split)
     queries = [r for r in rows if images.roles[r] in ("query", "both")]
     gallery = [r for r in rows if images.roles[r] in ("gallery", "both")]

@@ -100,7 +100,8 @@ class Check:
     """What validation found after an epoch.
 
     Attributes:
-        score: Recall@1 on validation classes, 0..1.
+        score: Recall@1 on validation classes, or a classifier's accuracy on validation pictures,
+            0..1.
         chance: What a random ranking would score.
         spread: 1 minus the mean cosine between pictures: 0 when all fall on one point; not a number
             where embeddings are not finite.
@@ -132,6 +133,7 @@ def fit(
     resume: bool,
     reporter: Reporter,
     what: str,
+    measure: str = "R@1",
 ) -> tuple[Epoch, ...]:
     """The history of a run; `objective.net` holds the trained weights when it returns.
 
@@ -145,6 +147,7 @@ def fit(
         resume: Continue from the folder's checkpoint, if there is one.
         reporter: Shows loss, score, speed and time left.
         what: What to call the run there.
+        measure: What to call the score: "R@1" of a search, or "accuracy".
 
     Raises:
         TrainingError: The loss is not finite, embeddings collapsed, or search stays at chance.
@@ -235,8 +238,10 @@ def fit(
             first_step, total = 0, torch.zeros(())
             found = Check(*from_main(accelerator, lambda: astuple(validate(objective.net)), 3))
             history.append(Epoch(epoch + 1, loss_mean, found.score, speed))
-            bar.advance(0, f"loss {loss_mean:.3f}  R@1 {found.score:.3f}  {speed:.0f} images/s")
-            _watch(what, epoch + 1, (epoch + 1) * steps, settings, found)
+            bar.advance(
+                0, f"loss {loss_mean:.3f}  {measure} {found.score:.3f}  {speed:.0f} images/s"
+            )
+            _watch(what, epoch + 1, (epoch + 1) * steps, settings, found, measure)
             save(epoch + 1, 0, total)
     objective.net.eval()
     if accelerator.is_main_process:
@@ -261,7 +266,9 @@ def _one_cycle(
     )
 
 
-def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) -> None:
+def _watch(
+    what: str, epoch: int, steps: int, settings: Settings, found: Check, measure: str
+) -> None:
     """Stops a run that cannot end well, early enough to save its user the wait."""
     if not math.isfinite(found.spread):
         raise TrainingError(
@@ -279,10 +286,16 @@ def _watch(what: str, epoch: int, steps: int, settings: Settings, found: Check) 
     low = min(2 * found.chance, found.chance + (1 - found.chance) / 10)
     at_chance = found.chance < 1 and found.score <= low
     if enough and at_chance and not settings.keep_going:
+        level = f"({measure} {found.score:.4f}, chance {found.chance:.4f})"
         raise TrainingError(
-            f"{what}: after {epoch} epochs search is at chance (R@1 {found.score:.4f}, chance "
-            f"{found.chance:.4f}); the method or the data does not lead into the gallery's space. "
-            "Use --keep-going to train on regardless"
+            f"{what}: after {epoch} epochs "
+            + (
+                f"search is at chance {level}; the method or the data does not lead into the "
+                "gallery's space. "
+                if measure == "R@1"
+                else f"it is at chance {level}; nothing is learnt from these pictures. "
+            )
+            + "Use --keep-going to train on regardless"
         )
 
 

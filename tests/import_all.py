@@ -45,6 +45,8 @@ NEED_AN_EXTRA = {
     "hetero.methods",
     "hetero.models",
     "hetero.nas",
+    "hetero.pct.methods",
+    "hetero.pct.train",
     "hetero.stages.searching",
     "hetero.train",
 }

@@ -461,7 +461,8 @@ def test_without_a_val_folder_some_classes_of_train_take_its_place(tmp_path):
 
 def test_a_class_in_two_split_folders_is_refused_with_what_to_do(tmp_path):
     draw(split_folders(tmp_path) / "test" / "t3" / "0.png")
-    with pytest.raises(DataError, match=r"1 classes, first 't3', are in both .*/train$") as caught:
+    told = r"1 classes, first 't3', are in both .*/train; for a classifier .*, classes:"
+    with pytest.raises(DataError, match=told) as caught:
         load(str(tmp_path))
     assert "open-set protocol" in str(caught.value)
 

@@ -24,6 +24,7 @@ from hetero.cli import (
     demo,
     diagnose,
     machines,
+    pct,
     search,
     signing,
     snippet,
@@ -58,6 +59,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(train.app, name="train")
+app.add_typer(pct.app, name="pct")
 app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(search.nas, name="nas")

@@ -78,14 +78,24 @@ def method_for(name: str, images: Images, reporter: Reporter) -> str:
 def load_bundle(root: Path, role: str = "") -> Bundle:
     """The bundle in a folder, of this role where one is asked for.
 
+    Args:
+        root: The folder.
+        role: "gallery", "query" or "classifier"; "" for either of the two that embed, "any" for
+            all.
+
     Raises:
         BundleError: See `hetero.bundle.Bundle.load`.
-        ConfigError: It has the other role.
+        ConfigError: It has another role.
     """
     from hetero.bundle import Bundle
 
     bundle = Bundle.load(root)
-    if role and bundle.role != role:
+    if not role and bundle.role == "classifier":
+        raise ConfigError(
+            f"{root}: a classifier, which embeds nothing; `hetero pct`, `hetero export`, "
+            "`hetero bench` and `hetero inspect` take one"
+        )
+    if role not in ("", "any", bundle.role):
         raise ConfigError(f"{root}: a {bundle.role} bundle, where a {role} bundle is needed")
     return bundle
 

@@ -116,7 +116,7 @@ def run(
 
     if against is not None and baseline:
         raise ConfigError("give --against or --baseline, not both")
-    found, book = load_bundle(bundle), History.open(history)
+    found, book = load_bundle(bundle, "any"), History.open(history)
     names, known = chosen(device, inventory)
     asked = running.CheckOptions(
         devices=names,
@@ -175,7 +175,9 @@ def run(
     else:
         formats = (against_format,) if against_format else (b.load.format,)
         precisions = (against_precision,) if against_precision else (b.precision,)
-        a = _side(load_bundle(against), replace(asked, formats=formats, precisions=precisions))
+        a = _side(
+            load_bundle(against, "any"), replace(asked, formats=formats, precisions=precisions)
+        )
     report, result = contest.contest(a, b, output, options_, reporter=reporter(quiet))
     running.publish(report, output)
     book.add(contest.entry(b, found.digest, result, report, options_))

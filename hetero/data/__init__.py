@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,12 +45,15 @@ class Images:
         labels: Class of each picture.
         groups: Pictures of one group never answer each other's queries (a design family, a
             camera). Where a collection has no groups, each picture's id is its group.
-        splits: "train", "val" or "test"; a class is in one split only.
+        splits: "train", "val" or "test"; a class is in one split only, unless `closed`.
         roles: "query", "gallery" or "both", for evaluation.
         read: Row number -> decoded RGB uint8 (h, w, 3), any size.
         skipped: Files passed over.
         labelled: Whether `labels` are classes; if not, each picture is a label of its own, and
             evaluation asks whether a query finds the very same picture in the gallery.
+        closed: Whether the classes are the same in every split and pictures are split instead, for
+            classifiers; pictures of one class and group are in one split. Search is not measured
+            on such a collection: its test classes were trained on.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Images:
     read: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     skipped: tuple[Skipped, ...] = field(default=())
     labelled: bool = True
+    closed: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -83,12 +87,30 @@ class Images:
                 raise DataError(
                     f"{self.name}: unknown {name[:-1]} {min(odd)!r}; there are {', '.join(allowed)}"
                 )
+        if self.closed:
+            self._check_closed()
+            return
         where: dict[str, str] = {}
         for label, split in zip(self.labels, self.splits, strict=True):
             if where.setdefault(label, split) != split:
                 raise DataError(
                     f"{self.name}: class {label!r} is in both {where[label]} and {split}; "
                     "open-set evaluation needs classes that training never saw"
+                )
+
+    def _check_closed(self) -> None:
+        new = {x for x, s in zip(self.labels, self.splits, strict=True) if s != "train"}
+        if unseen := sorted(new - set(self.classes("train"))):
+            raise DataError(
+                f"{self.name}: class {unseen[0]!r} has no training picture; a classifier is tested "
+                "on pictures of the classes that it was trained on"
+            )
+        place: dict[tuple[str, str], str] = {}
+        for label, group, split in zip(self.labels, self.groups, self.splits, strict=True):
+            if (first := place.setdefault((label, group), split)) != split:
+                raise DataError(
+                    f"{self.name}: pictures of group {group!r} of class {label!r} are in both "
+                    f"{first} and {split}; what belongs together has to be in one split"
                 )
 
     def __len__(self) -> int:
@@ -171,6 +193,52 @@ def load(spec: str, seed: int = 0) -> Images:
     return images
 
 
+def by_picture(images: Images, seed: int = 0) -> Images:
+    """The same pictures as a closed set: each class about 70 % train, 10 % val and 20 % test.
+
+    Split by hash of class and group, so that pictures of one group stay together and a picture
+    keeps its split when others are added. A class whose groups all fell elsewhere gives one of them
+    to train.
+
+    Args:
+        images: Any labelled collection; its own split is not looked at.
+        seed: Of the split.
+
+    Raises:
+        DataError: There are no labels.
+    """
+    if not images.labelled:
+        raise DataError(f"{images.name}: no labels; a classifier needs classes")
+
+    def place(label: str, group: str) -> str:
+        return hashlib.sha256(f"{seed}:{label}:{group}".encode()).hexdigest()
+
+    keys = list(zip(images.labels, images.groups, strict=True))
+    first: dict[str, str] = {}
+    for label, group in keys:
+        here = place(label, group)
+        first[label] = min(here, first.get(label, here), key=_share)
+
+    def split(label: str, group: str) -> Split:
+        here = place(label, group)
+        share = _share(here)
+        if share < 70 or here == first[label]:
+            return "train"
+        return "val" if share < 80 else "test"
+
+    return replace(
+        images,
+        splits=tuple(split(*key) for key in keys),
+        roles=("both",) * len(images),
+        closed=True,
+    )
+
+
+def _share(digest: str) -> int:
+    """0 to 99, by hash."""
+    return int(digest[:8], 16) % 100
+
+
 def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
     """Class -> split, about 60 % train, 10 % val, 30 % test, by hash of the class name.
 
@@ -186,7 +254,7 @@ def open_set_split(labels: Sequence[str], seed: int = 0) -> dict[str, Split]:
     order = sorted(classes, key=place)
     split: dict[str, Split] = {}
     for name in order:
-        share = int(place(name)[:8], 16) % 100
+        share = _share(place(name))
         split[name] = "train" if share < 60 else "val" if share < 70 else "test"
     wanted: tuple[tuple[Split, int], ...] = (("train", 2), ("test", 2), ("val", 2))
     for rank, (name_of, least) in enumerate(wanted):

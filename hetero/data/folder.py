@@ -16,7 +16,8 @@ from hetero.data._pictures import Entry, collection
 from hetero.data._walk import Walk, existing
 from hetero.errors import DataError
 
-_SPLIT_FOLDERS: dict[str, Split] = {
+#: Name of a folder to the split it holds.
+SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
     "val": "val",
     "validation": "val",
@@ -46,14 +47,14 @@ def source(where: str, seed: int = 0) -> Images:
             "put the pictures of each class in a sub-folder of their own: CLASS/PICTURE.jpg"
         )
     walk.pass_over(loose, "not in a class folder")
-    if all(top.name.lower() in _SPLIT_FOLDERS for top in tops):
+    if all(top.name.lower() in SPLIT_FOLDERS for top in tops):
         return _with_its_split(name, walk, tops, seed)
     entries = [Entry(i, label) for label, ids in walk.classes(tops).items() for i in ids]
     return collection(name, root, root, entries, walk.skipped, seed)
 
 
 def _with_its_split(name: str, walk: Walk, tops: list[Path], seed: int) -> Images:
-    missing = {"train", "test"} - {_SPLIT_FOLDERS[top.name.lower()] for top in tops}
+    missing = {"train", "test"} - {SPLIT_FOLDERS[top.name.lower()] for top in tops}
     if missing:
         raise DataError(
             f"{name}: there is {', '.join(f'{top.name}/' for top in tops)} but no {min(missing)}/; "
@@ -64,7 +65,7 @@ def _with_its_split(name: str, walk: Walk, tops: list[Path], seed: int) -> Image
     listed = [(top, *walk.look(top)) for top in tops]
     walk.reserve([folder for _, folders, _ in listed for folder in folders])
     for top, folders, loose in listed:
-        split = _SPLIT_FOLDERS[top.name.lower()]
+        split = SPLIT_FOLDERS[top.name.lower()]
         if not folders:
             raise DataError(f"{name}: {top.name}/ has no class folders; expected {top.name}/CLASS/")
         walk.pass_over(loose, "not in a class folder")
@@ -74,7 +75,8 @@ def _with_its_split(name: str, walk: Walk, tops: list[Path], seed: int) -> Image
             raise DataError(
                 f"{name}: {len(both)} classes, first {both[0]!r}, are in both "
                 f"{splits[both[0]]}/ and {top.name}/; the open-set protocol tests on classes that "
-                f"training never saw: to have the classes split, name one folder, {name}/train"
+                f"training never saw: to have the classes split, name one folder, {name}/train; "
+                f"for a classifier of these classes, classes:{walk.root}"
             )
         entries += [Entry(i, label, split) for label, ids in found.items() for i in ids]
     return collection(name, walk.root, walk.root, entries, walk.skipped, seed)

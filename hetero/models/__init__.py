@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from hetero.bundle import Bundle, FittedMap, Model
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
 from hetero.space import Embeddings, Space
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class EmbeddingNet(nn.Module):
@@ -55,8 +57,34 @@ class EmbeddingNet(nn.Module):
         return nn.functional.normalize(self.projection(self.backbone(images)), dim=1)
 
 
+class ClassifierNet(nn.Module):
+    """Pictures to logits: backbone and linear layer.
+
+    Args:
+        backbone: Maps (n, 3, h, w) to (n, features).
+        features: Number of features it gives.
+        classes: Number of logits.
+    """
+
+    #: As `EmbeddingNet` has them: nothing is lifted, and no map follows.
+    inner: int = 0
+    fitted: FittedMap | None = None
+
+    def __init__(self, backbone: nn.Module, features: int, classes: int) -> None:
+        """See the class."""
+        super().__init__()
+        self.dim = classes
+        self.backbone = backbone
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
+        """Logits, shape (n, classes), for normalised pictures."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
 class FromPixels(nn.Module):
-    """A net that takes pixels: uint8 (n, h, w, 3) RGB in, unit rows out, normalisation inside."""
+    """A net that takes pixels: uint8 (n, h, w, 3) RGB in, its rows out, normalisation inside."""
 
     scale: Tensor
     shift: Tensor
@@ -150,6 +178,29 @@ def build(spec: str, dim: int, size_px: int = 32, inner: int = 0) -> EmbeddingNe
     """
     if dim < 2 or inner < 0 or inner == 1:
         raise ConfigError(f"dim must be at least 2, got {inner if dim >= 2 else dim}")
+    trunk, features = _trunk(spec, size_px)
+    return EmbeddingNet(trunk, features, dim, inner)
+
+
+def classifier(spec: str, classes: int, size_px: int = 32) -> ClassifierNet:
+    """A net with this backbone and a logit for each of `classes` classes, at least 2.
+
+    Args:
+        spec: See `backbone`.
+        classes: How many.
+        size_px: See `build`.
+
+    Raises:
+        ConfigError: See `build`.
+    """
+    if classes < 2:
+        raise ConfigError(f"a classifier needs at least 2 classes, got {classes}")
+    trunk, features = _trunk(spec, size_px)
+    return ClassifierNet(trunk, features, classes)
+
+
+def _trunk(spec: str, size_px: int) -> tuple[nn.Module, int]:
+    """A backbone, and how many features it gives for pictures of this size."""
     trunk = backbone(spec).eval()
     try:
         with torch.no_grad():
@@ -164,28 +215,50 @@ def build(spec: str, dim: int, size_px: int = 32, inner: int = 0) -> EmbeddingNe
             f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}; "
             "remove its classifier and pool its feature map"
         )
-    return EmbeddingNet(trunk, int(out.shape[1]), dim, inner)
+    return trunk, int(out.shape[1])
 
 
 def load(bundle: Bundle) -> EmbeddingNet:
-    """A bundle's net with its weights, in evaluation mode.
+    """An embedding bundle's net with its weights, in evaluation mode.
+
+    Raises:
+        BundleError: The weights do not fit the architecture the manifest names.
+        ConfigError: It is a classifier.
+    """
+    net = load_any(bundle)
+    if not isinstance(net, EmbeddingNet):
+        raise ConfigError(f"{bundle.root}: a classifier gives logits, no vectors to search by")
+    return net
+
+
+def load_any(bundle: Bundle) -> EmbeddingNet | ClassifierNet:
+    """A bundle's net with its weights, in evaluation mode, whether it embeds or classifies.
 
     Raises:
         BundleError: The weights do not fit the architecture the manifest names.
     """
     model = bundle.manifest.model
+    if bundle.role == "classifier":
+        spec = _architecture(model.backbone)
+        return _filled(classifier(spec, model.dim, bundle.preprocess.size_px), bundle)
     own = model.map.dim if model.map else model.dim
     net = build(_architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
     if model.map:
         from hetero.models._mapped import MappedNet
 
         net = MappedNet(net, model.map, model.dim)
+    return _filled(net, bundle)
+
+
+def _filled(net: N, bundle: Bundle) -> N:
+    """The net with the bundle's weights, in evaluation mode."""
     arrays = bundle.tensors("weights")
     try:
         net.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
     except RuntimeError as error:
         raise BundleError(
-            f"{bundle.root}: the weights do not fit backbone {model.backbone!r}: "
+            f"{bundle.root}: the weights do not fit backbone "
+            f"{bundle.manifest.model.backbone!r}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     return net.eval()
@@ -262,7 +335,10 @@ def embed_pixels(
     pixels: UInt8[np.ndarray, "n s s 3"],
     batch: int = 256,
 ) -> Float32[np.ndarray, "n d"]:
-    """Unit rows for pictures at the model's input size, in evaluation mode, on the net's device."""
+    """The net's rows for pictures at its input size, in evaluation mode, on the net's device.
+
+    Unit rows of an embedding net, logits of a classifier.
+    """
     device = next(net.parameters()).device
     whole = FromPixels(net, preprocess).to(device)
     with _evaluating(net):
@@ -274,11 +350,14 @@ def embed_pixels(
 
 
 class TorchEmbedder:
-    """A bundle's net in PyTorch: the `hetero.embedder.Embedder` that all others are held to."""
+    """A bundle's net in PyTorch: the `hetero.embedder.Embedder` that all others are held to.
+
+    Of a classifier the rows are logits scaled to length 1: the order of classes stays.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         """Load the bundle's weights."""
-        self._net, self._preprocess = load(bundle), bundle.preprocess
+        self._net, self._preprocess = load_any(bundle), bundle.preprocess
         self.space = bundle.space
         self.name = f"{bundle.role} model {bundle.manifest.model.backbone} in PyTorch"
 

@@ -152,6 +152,11 @@ def export_all(
     """
     from hetero import export
 
+    if bundle.role == "classifier" and (whole or gallery is not None):
+        raise ConfigError(
+            f"{bundle.root}: a classifier searches no gallery and has no whole path; export it "
+            "without --gallery and --whole, and hold int8 to PyTorch by `hetero pct compare`"
+        )
     if whole and not (bake and "onnx" in formats):
         raise ConfigError(
             "the whole path can be put into ONNX files that have their preprocessing inside; "
@@ -209,6 +214,8 @@ def export_all(
 def _finish(bundle: Bundle, item: Artifact, whole: bool, reporter: Reporter) -> None:
     """A file's passport, and if wanted the file with the whole path; what was there is replaced."""
     target = beside(bundle.path(item))
+    if bundle.role == "classifier":  # a passport's canaries are unit vectors
+        return
     try:
         passport(bundle, item).save(target)
     except DataError as error:  # a net that tells no pictures apart has no canaries

@@ -42,10 +42,15 @@ class Pictures:
     watched: UInt8[np.ndarray, "m s s 3"]
 
     @property
-    def probe_rows(self) -> list[int]:
-        """Evenly over the validation pictures."""
-        count = len(self.watched)
-        return sorted({int(i) for i in np.linspace(0, count - 1, min(PROBES, count))})
+    def probes(self) -> tuple[list[str], UInt8[np.ndarray, "p s s 3"]]:
+        """Ids and pixels, evenly over the validation pictures."""
+        rows = spread(len(self.watched))
+        return [self.watch.ids[i] for i in rows], self.watched[rows]
+
+
+def spread(count: int) -> list[int]:
+    """At most PROBES rows of so many, evenly."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(PROBES, count))})
 
 
 def gather(images: Images, preprocess: Preprocess, reporter: Reporter) -> Pictures:
@@ -64,15 +69,16 @@ def gather(images: Images, preprocess: Preprocess, reporter: Reporter) -> Pictur
     if images.labelled:
         number = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([number[images.labels[r]] for r in rows])
-    pixels = _pixels(images, rows, preprocess, reporter)
+    pixels = decoded(images, rows, preprocess, reporter)
     watch = task(images, "val")
-    watched = _pixels(images, watch.rows, preprocess, reporter)
+    watched = decoded(images, watch.rows, preprocess, reporter)
     return Pictures(classes if images.labelled else (), labels, pixels, watch, watched)
 
 
-def _pixels(
+def decoded(
     images: Images, rows: tuple[int, ...], preprocess: Preprocess, reporter: Reporter
 ) -> UInt8[np.ndarray, "n s s 3"]:
+    """The pictures of these rows at input size, with progress."""
     with reporter.bar(f"read {images.name}", len(rows)) as bar:
         return images.pixels(rows, preprocess, on_row=lambda: bar.advance(1))
 

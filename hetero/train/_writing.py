@@ -9,21 +9,36 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from hetero import _checkpoint, models
 from hetero._files import canonical_json
 from hetero._processes import processes
-from hetero.bundle import Bundle, Model
+from hetero.bundle import Bundle, Model, Role
 from hetero.data import Images
 from hetero.errors import BundleError
 from hetero.fit import Settings
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.space import Space
-from hetero.train._pictures import Pictures
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """What a bundle keeps of the pictures that a model was trained and watched with."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Sorted names of what was trained on; of unlabelled pictures none."""
+        ...
+
+    @property
+    def probes(self) -> tuple[list[str], UInt8[np.ndarray, "n s s 3"]]:
+        """Ids and pixels of the pictures to recognise the model by."""
+        ...
 
 
 def spoken_by_one(reporter: Reporter) -> Reporter:
@@ -67,8 +82,8 @@ def write(
     root: Path,
     *,
     run: str,
-    net: models.EmbeddingNet,
-    role: Literal["gallery", "query"],
+    net: models.EmbeddingNet | models.ClassifierNet,
+    role: Role,
     space: Space,
     backbone: str,
     preprocess: Preprocess,
@@ -76,7 +91,7 @@ def write(
     settings: Settings | None,
     parent: str,
     images: Images,
-    pictures: Pictures,
+    pictures: Shown,
     tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
 ) -> Bundle:
     """The finished bundle, written by the main process alone.
@@ -93,7 +108,7 @@ def write(
         settings: How it was trained, for the recipe.
         parent: Digest of the gallery bundle whose space it is, or "".
         images: What it was trained on.
-        pictures: Of them, the probe's.
+        pictures: Their classes, and the probe.
         tensors: File name to arrays, weights among them.
     """
     if not processes().is_main_process:
@@ -105,8 +120,7 @@ def write(
     if settings is not None:
         flat = {f"train.{k}": v for k, v in asdict(settings).items() if k != "augment"}
         flat |= {f"augment.{k}": v for k, v in asdict(settings.augment).items()}
-    probe_rows = pictures.probe_rows
-    probes = pictures.watched[probe_rows]
+    ids, probes = pictures.probes
     bundle = Bundle.create(
         root,
         role=role,
@@ -132,7 +146,7 @@ def write(
         tensors={
             **tensors,
             "probe": {
-                "ids": _text([pictures.watch.ids[i] for i in probe_rows]),
+                "ids": _text(ids),
                 "train_classes": _text(pictures.classes),
                 "pixels": probes,
                 "vectors": models.embed_pixels(net, preprocess, probes),

@@ -1,0 +1,1 @@
+"""What positive-congruent training buys: flips at equal error, claims A16 to A19."""

@@ -1,0 +1,172 @@
+"""The section of docs/results.md on flips, with the rules A16 to A19 judged."""
+
+# Lines of a Markdown table cannot be broken.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: Row labels, in the order of the table.
+ROWS = {
+    "none": "plain training",
+    "naive": "naive re-weighting",
+    "bct": "BCT (control)",
+    "focal_kl": "focal distillation, KL",
+    "focal_logit": "focal distillation, logits",
+    "ldi": "LDI to the old model",
+    "kl-temperature-1": "focal distillation, KL, temperature 1",
+    "logit-focus-20": "focal distillation, logits, focus 20",
+    "elodi": "ELODI, student to student",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one claim.
+
+    Attributes:
+        id: As in the list of acceptance experiments.
+        claim: In words.
+        rule: What has to hold.
+        seen: The numbers.
+        passed: Whether it holds.
+    """
+
+    id: str
+    claim: str
+    rule: str
+    seen: str
+    passed: bool
+
+
+def _all(raw: dict[str, Any], label: str, name: str) -> list[float]:
+    """A rate of every seed, in 0..1; relative flips where none were expected count as 0."""
+    found = [seed["scores"][label][name] for seed in raw["seeds"]]
+    return [0.0 if f is None else float(f["value"]) for f in found]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def judge(raw: dict[str, Any]) -> list[Outcome]:
+    """The outcome of every claim, in order."""
+    return [_a16(raw), _a17(raw), _a18(raw), _a19(raw)]
+
+
+def _change(raw: dict[str, Any], label: str) -> list[float]:
+    """By how much relative NFR is lower than plain training's, as a share of that, by seed."""
+    plain, mine = (_all(raw, x, "relative_nfr") for x in ("none", label))
+    return [0.0 if p == 0 else (p - m) / p for p, m in zip(plain, mine, strict=True)]
+
+
+def _a16(raw: dict[str, Any]) -> Outcome:
+    fitted = _mean([seed["fitted"]["none"] for seed in raw["seeds"]])
+    labels = ("focal_kl", "focal_logit")
+    costs = {x: _mean(_all(raw, x, "er_new")) - _mean(_all(raw, "none", "er_new")) for x in labels}
+    fair = [x for x in labels if costs[x] <= 0.01] or list(labels)
+    label = max(fair, key=lambda x: _mean(_change(raw, x)))
+    change = _change(raw, label)
+    held = _mean(change) >= 0.2 and min(change) > 0 and costs[label] <= 0.01 and fitted >= 0.9
+    return Outcome(
+        "A16",
+        "focal distillation lowers negative flips at equal error",
+        "relative NFR 20 % lower or more at no more than a point of error more, lower for every seed, on models that fit 90 % of their training pictures",
+        f"{label}: {100 * _mean(change):.0f} % lower, error {100 * costs[label]:+.1f} points; {100 * fitted:.0f} % of training pictures fitted",
+        held,
+    )
+
+
+def _a17(raw: dict[str, Any]) -> Outcome:
+    found = {x: _mean(_change(raw, x)) for x in ("naive", "bct")}
+    return Outcome(
+        "A17",
+        "naive re-weighting and BCT do not",
+        "relative NFR at most 10 % lower",
+        ", ".join(f"{x} {100 * c:.0f} % lower" for x, c in found.items()),
+        max(found.values()) <= 0.1,
+    )
+
+
+def _a18(raw: dict[str, Any]) -> Outcome:
+    plain = {k: _mean(_all(raw, "none", k)) for k in ("er_new", "nfr")}
+    whole = {k: float(raw["ensemble"][k]["value"]) for k in plain}
+    student = _mean(_all(raw, "elodi", "nfr"))
+    saved = plain["nfr"] - whole["nfr"]
+    share = (plain["nfr"] - student) / saved if saved > 0 else 0.0
+    return Outcome(
+        "A18",
+        "ensembles reduce errors and negative flips, and ELODI's student keeps half of the latter",
+        "both lower; at least half of the NFR reduction kept",
+        f"error {100 * plain['er_new']:.1f} to {100 * whole['er_new']:.1f} %, NFR {100 * plain['nfr']:.2f} to {100 * whole['nfr']:.2f} %; ELODI {100 * student:.2f} %, {100 * share:.0f} % kept",
+        whole["er_new"] < plain["er_new"] and saved > 0 and share >= 0.5,
+    )
+
+
+def _a19(raw: dict[str, Any]) -> Outcome:
+    warm, cold = (_mean(_all(raw, x, "relative_nfr")) for x in ("focal_kl", "kl-temperature-1"))
+    five, twenty = (_mean(_all(raw, x, "er_new")) for x in ("focal_logit", "logit-focus-20"))
+    return Outcome(
+        "A19",
+        "temperature 100 is better than 1, and a focus of 20 costs error",
+        "sign, at equal weight",
+        f"relative NFR {warm:.3f} at 100, {cold:.3f} at 1; error {100 * five:.1f} % at focus 5, {100 * twenty:.1f} % at 20",
+        warm < cold and twenty > five,
+    )
+
+
+def section(name: str, raw: dict[str, Any]) -> str:
+    """The section."""
+    size, outcomes = raw["size"], judge(raw)
+    n = raw["seeds"][0]["scores"]["none"]["n"]
+    chosen = ", ".join(f"{m} {w:g}" for m, w in raw["chosen"].items())
+    lines = [
+        f"## What an upgrade breaks: {name}, {sum(o.passed for o in outcomes)} of {len(outcomes)} claims hold",
+        "",
+        f"`{raw['command']}`: classifiers `{size['backbone']}` ({raw['macs'] / 1e6:.1f} MMAC), {size['epochs']} epochs; the old one trained on "
+        f"{size['pictures'] // 2:,} pictures, the new one on {size['pictures']:,}; {raw['models']} models, {raw['cpu_s'] / 60:.0f} CPU minutes. "
+        f"{n:,} test pictures, in percent, mean over seeds {', '.join(str(s['seed']) for s in raw['seeds'])}, lowest and highest. Relative: negative flips "
+        f"over those that independent errors would give. Strengths chosen by validation pictures at the first seed: {chosen}. ELODI's rows and the "
+        f"ensemble's compare with an old side of their own kind; the ensembles have {len(raw['seeds'])} members.",
+        "",
+        "| new model | error, old | error | negative flips | relative | positive flips |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, words in ROWS.items():
+        cells = []
+        for key in ("er_old", "er_new", "nfr", "relative_nfr", "pfr"):
+            values = [100 * v for v in _all(raw, label, key)]
+            cells.append(f"{_mean(values):.2f} ({min(values):.1f} to {max(values):.1f})")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    whole = raw["ensemble"]
+    cells = [
+        "" if whole[k] is None else f"{100 * whole[k]['value']:.2f}"
+        for k in ("er_old", "er_new", "nfr", "relative_nfr", "pfr")
+    ]
+    lines += [
+        f"| ensemble to ensemble | {' | '.join(cells)} |",
+        "",
+        "| | claim | rule | seen | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | {'holds' if o.passed else '**does not**'} |"
+        for o in outcomes
+    ]
+    lines += [
+        "",
+        "All strengths at the first seed, on test pictures (error / negative flips / relative):",
+        "",
+        "| method | weight | |",
+        "| --- | --- | --- |",
+    ]
+    for method, found in raw["sweep_test"].items():
+        for weight, s in found.items():
+            relative = s["relative_nfr"]
+            last = "" if relative is None else f" / {100 * relative['value']:.1f}"
+            lines.append(
+                f"| {method} | {weight} | {100 * s['er_new']['value']:.1f} / {100 * s['nfr']['value']:.2f}{last} |"
+            )
+    return "\n".join([*lines, ""])
