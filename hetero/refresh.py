@@ -28,6 +28,11 @@ from hetero.metrics import per_query
 from hetero.retrieval import rank, search
 from hetero.space import Embeddings, Space
 
+
+class NoCorrectionError(DataError):
+    """No rising correction makes the scores of old and new rows agree."""
+
+
 #: Shares at which a curve is taken unless others are asked for.
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -86,7 +91,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 @dataclass(frozen=True)
 class Correction:
-    """What brings cosines to older rows to the scale of cosines to newer ones: slope·cosine + offset.
+    """Brings cosines to older rows to the scale of cosines to newer ones: slope·cosine + offset.
 
     Attributes:
         slope: Above 0, so that the order among older rows stays.
@@ -99,7 +104,7 @@ class Correction:
     def __post_init__(self) -> None:
         """Refuse what would turn an order round."""
         if not (0 < self.slope < np.inf and np.isfinite(self.offset)):
-            raise DataError(
+            raise NoCorrectionError(
                 f"score correction: slope {self.slope:.3g}, offset {self.offset:.3g}: the older "
                 "rows' cosines do not rise from wrong to right answers, so no rising correction "
                 "makes them agree; re-embed instead"

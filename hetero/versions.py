@@ -181,7 +181,7 @@ def meet(
                 return _within(queries, ours), _within(gallery, theirs)
     raise SpaceMismatchError(
         f"{queries.made_by} ({queries.space.id}) and {gallery.made_by} ({gallery.space.id}) share "
-        "no space; train the newer one with `hetero upgrade train`, or map with `hetero upgrade map`"
+        "no space; train the newer one with `hetero upgrade train`, or use `hetero upgrade map`"
     )
 
 
@@ -274,9 +274,7 @@ def _cell(
         found = compatibility.criterion(
             ranks[query, gallery], ranks[reference], *metric_of(name), margin=allowed
         )
-        judged[name] = Judged(
-            score, " in ".join(reference), found.difference, outcome_of(found)
-        )
+        judged[name] = Judged(score, " in ".join(reference), found.difference, outcome_of(found))
     return Cell(query, gallery, kind, judged)
 
 
@@ -297,6 +295,7 @@ def _words(cell: Cell, metric: str, judged: Judged, margin: float) -> str:
     low, high = judged.difference.ci or (-1.0, 1.0)
     wanted = "above" if cell.kind == "newer query" else f"at most {100 * margin:g} points below"
     return (
-        f"{cell.name}: {metric} {100 * judged.score.value:.1f}, {100 * judged.difference.value:+.1f} "
-        f"({100 * low:+.1f} to {100 * high:+.1f}) against {judged.against}, wanted {wanted} it"
+        f"{cell.name}: {metric} {100 * judged.score.value:.1f}, "
+        f"{100 * judged.difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) against "
+        f"{judged.against}, wanted {wanted} it"
     )

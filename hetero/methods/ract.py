@@ -20,7 +20,7 @@ from hetero.methods import Setup, Step
 
 @dataclass(frozen=True)
 class Method:
-    """Contrast over both spaces: while an index is refreshed, either kind of row can get in the way.
+    """Contrast over both spaces: in an index being refreshed, rows of either kind are in the way.
 
     Attributes:
         weight: Multiplies the loss.

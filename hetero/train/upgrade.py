@@ -200,9 +200,7 @@ def train_upgrade(
     head = _head(old, recipe, dim, pictures.classes)
     folder = make_folder(root / "training")
     generator = torch.Generator().manual_seed(settings.seed + 77)
-    tables = [
-        settings.augment.draw(len(pictures.pixels), generator) for _ in range(recipe.views)
-    ]
+    tables = [settings.augment.draw(len(pictures.pixels), generator) for _ in range(recipe.views)]
     held, watched = [], None
     for bundle in older:
         theirs = models.load(bundle).to(processes().device)
