@@ -7,10 +7,10 @@ choice, and good orders have a larger area.
 
 Papers: Jaeckle, Faghri, Farhadi, Tuzel and Pouransari, "FastFill: Efficient Compatible Model
     Update", ICLR 2023, arXiv:2303.04766, the curve, its area, and re-embedding the most uncertain
-    first.
+    first; Platt, "Probabilistic Outputs for Support Vector Machines", 1999, the odds of a score.
 Differs: uncertainty is not learnt beside a transformation: it is how far old and new vectors of the
-    nearest training pictures lie apart. The correction of scores between the two kinds of rows has
-    no paper that we know of.
+    nearest training pictures lie apart. That scores of the two kinds of rows are brought to one
+    scale by their odds has no paper that we know of.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def most_first(ids: Sequence[str], value: Float64[np.ndarray, " n"]) -> tuple[st
 def fit_correction(
     task: Task, queries: Embeddings, before: Embeddings, after: Embeddings
 ) -> Correction:
-    """The correction under which right and wrong answers have the same mean cosine on both sides.
+    """The correction under which equal scores mean equal odds of a right answer on both sides.
+
+    Bringing means together would be simpler, and worse: it makes the older rows' errors louder.
 
     Args:
         task: A labelled task other than the one to be scored: the validation split's.
@@ -179,24 +181,38 @@ def fit_correction(
         after: The same by the newer model.
 
     Raises:
-        DataError: No rising correction does it.
+        NoCorrectionError: No rising correction does it.
         SpaceMismatchError: Two spaces.
     """
-    right, wrong = zip(*(_means(task, queries, rows) for rows in (before, after)), strict=True)
-    if right[0] <= wrong[0]:
-        return Correction(-1.0, 0.0)  # refused, in its own words
-    slope = (right[1] - wrong[1]) / (right[0] - wrong[0])
-    return Correction(slope, right[1] - slope * right[0])
+    (old_slope, old_bias), (slope, bias) = (_odds(task, queries, rows) for rows in (before, after))
+    if min(old_slope, slope) <= 0:
+        return Correction(min(old_slope, slope), 0.0)  # refused, in its own words
+    return Correction(old_slope / slope, (old_bias - bias) / slope)
 
 
-def _means(task: Task, queries: Embeddings, gallery: Embeddings) -> tuple[float, float]:
-    """Mean cosine of right and of wrong answers that are visible."""
+def _odds(task: Task, queries: Embeddings, gallery: Embeddings) -> tuple[float, float]:
+    """Slope and bias of the log-odds that a visible row is right, over its cosine."""
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_expit
+
     gallery.space.must_match(queries.space, f"queries by {queries.made_by}")
     ours, theirs = queries.take(task.query_ids).vectors, gallery.take(task.gallery_ids).vectors
-    cosine = ours @ theirs.T
-    same = _equal(task.truth.query_labels, task.truth.gallery_labels)
     visible = ~_equal(task.truth.query_groups, task.truth.gallery_groups)
-    return float(cosine[same & visible].mean()), float(cosine[~same & visible].mean())
+    cosine = (ours @ theirs.T)[visible].astype(np.float64)
+    right = _equal(task.truth.query_labels, task.truth.gallery_labels)[visible]
+    # Platt's targets: short of certain, so that rows that never err have a finite slope.
+    yes, no = int(right.sum()), int((~right).sum())
+    target = np.where(right, (yes + 1) / (yes + 2), 1 / (no + 2))
+
+    def loss(x: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:
+        score = x[0] * cosine + x[1]
+        value = -(target * log_expit(score) + (1 - target) * log_expit(-score)).mean()
+        off = expit(score) - target
+        return float(value), np.asarray([(off * cosine).mean(), off.mean()])
+
+    start = np.asarray([1.0, np.log((yes + 1) / (no + 1))])
+    found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    return float(found[0]), float(found[1])
 
 
 def _equal(one: Sequence[str], other: Sequence[str]) -> Bool[np.ndarray, "a b"]:

@@ -131,7 +131,7 @@ def joined(vectors: Embeddings, side: Embeddings | None) -> Float32[np.ndarray, 
         DataError: An id has no side information.
     """
     if side is None:
-        return vectors.vectors
+        return vectors.vectors.copy()  # theirs is read-only, which PyTorch does not know
     if missing := set(vectors.ids) - set(side.ids):
         raise DataError(f"{len(missing)} vectors have no side information, first {min(missing)!r}")
     both = np.concatenate([vectors.vectors, side.take(vectors.ids).vectors], axis=1)
