@@ -231,16 +231,18 @@ def matrix(
             "version matrix: nothing to judge: give two gallery versions or more, and for each "
             "older index the query version that was trained into it"
         )
-    square = len(queries) == len(galleries) >= 2
-    means = {m: _means(cells, queries, galleries, m) for m in metrics} if square else None
+    compatible = accurate = None
+    if len(queries) == len(galleries) >= 2:
+        means = {m: _means(cells, queries, galleries, m) for m in metrics}
+        compatible = {m: compatibility.average_compatibility(x) for m, x in means.items()}
+        accurate = {m: compatibility.average_accuracy(x) for m, x in means.items()}
     return Matrix(
         queries=queries,
         galleries=tuple(galleries),
         metrics=tuple(metrics),
         cells=cells,
-        average_compatibility=means
-        and {m: compatibility.average_compatibility(x) for m, x in means.items()},
-        average_accuracy=means and {m: compatibility.average_accuracy(x) for m, x in means.items()},
+        average_compatibility=compatible,
+        average_accuracy=accurate,
         failing=tuple(_words(c, m, j, margin) for c, m, j in claims if j.outcome == "fail"),
         undecided=tuple(
             _words(c, m, j, margin) for c, m, j in claims if j.outcome == "inconclusive"

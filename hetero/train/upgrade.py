@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from hetero import methods, models
@@ -174,7 +175,7 @@ def train_upgrade(
     """
     older = (old, *ancestors)
     method = recipe.made()
-    run = {
+    run: dict[str, Any] = {
         "role": "upgrade",
         "recipe": {**asdict(recipe), "settings": methods.settings_of(method)},
         "parents": [b.digest for b in older],
@@ -276,10 +277,11 @@ def _must_hold(old: Bundle, ancestor: Bundle) -> None:
         )
 
 
-def _first(rows: np.ndarray[Any, Any], dim: int) -> np.ndarray[Any, Any]:
+def _first(rows: Float32[np.ndarray, "n d"], dim: int) -> Float32[np.ndarray, "n e"]:
     """The first `dim` numbers of each row, normalised."""
     some = rows[:, :dim]
-    return some / np.linalg.norm(some, axis=1, keepdims=True)
+    first: Float32[np.ndarray, "n e"] = some / np.linalg.norm(some, axis=1, keepdims=True)
+    return first
 
 
 def _head(old: Bundle, recipe: UpgradeRecipe, dim: int, classes: Sequence[str]) -> CosineHead:
