@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import upgrades
 from benchmarks.acceptance.rules import judge
 from benchmarks.faults import page as faults
 from benchmarks.flips import page as flips
@@ -52,6 +53,10 @@ def render() -> str:
             parts.append(
                 flips.section(path.stem.removeprefix("flips-"), json.loads(path.read_text()))
             )
+    for name in upgrades.NAMES:
+        path = RESULTS / f"upgrades-{name}.json"
+        if path.exists():
+            parts.append(upgrades.section(name, json.loads(path.read_text())))
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))

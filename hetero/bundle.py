@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -111,6 +111,20 @@ class Model(_Frozen):
     map: FittedMap | None = None
 
 
+class Nested(_Frozen):
+    """A space that a longer one holds: the first `dim` numbers of a vector, normalised, are in it.
+
+    Attributes:
+        name: As in `hetero.space.Space`.
+        digest: As in `hetero.space.Space`.
+        dim: As in `hetero.space.Space`.
+    """
+
+    name: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dim: int = Field(ge=1)
+
+
 class Manifest(_Frozen):
     """What a bundle is; `manifest.json` is this, and nothing else is trusted."""
 
@@ -122,6 +136,7 @@ class Manifest(_Frozen):
     preprocess: dict[str, Any]
     recipe: dict[str, str | int | float | bool]
     parent: str = ""
+    nested: tuple[Nested, ...] = ()
     data: dict[str, str | int] = Field(default_factory=dict)
     files: tuple[Artifact, ...] = ()
     made_with: dict[str, str] = Field(default_factory=dict)
@@ -169,6 +184,15 @@ class Bundle:
         """
         m = self.manifest
         return Space(m.space_name, m.space_digest, m.model.dim)
+
+    @property
+    def nested(self) -> tuple[Space, ...]:
+        """Shorter spaces that the first numbers of its vectors, normalised, are in; longest first.
+
+        An upgraded gallery model with a longer embedding holds the space of the one before it, and
+        what is trained into its space does so too.
+        """
+        return tuple(Space(n.name, n.digest, n.dim) for n in self.manifest.nested)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -296,7 +320,7 @@ class Bundle:
             )
         try:
             bundle = cls(root, Manifest.model_validate(raw))
-            _ = bundle.space, bundle.preprocess
+            _ = bundle.space, bundle.preprocess, bundle.nested
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"])
@@ -305,6 +329,8 @@ class Bundle:
             ) from error
         except ConfigError as error:
             raise BundleError(f"{path}: {str(error)[:500]}") from error
+        if any(s.dim >= bundle.space.dim for s in bundle.nested):
+            raise BundleError(f"{path}: holds a space that is not shorter than its own")
         if verify:
             bundle.verify()
         return bundle
@@ -347,6 +373,7 @@ class Bundle:
         data: Mapping[str, str | int] | None = None,
         made_with: Mapping[str, str] | None = None,
         tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
+        nested: Sequence[Space] = (),
     ) -> Bundle:
         """A new bundle in `root`; a full disk leaves what was there as it was.
 
@@ -357,10 +384,12 @@ class Bundle:
             model: How to build it.
             preprocess: How pictures are prepared for it.
             recipe: Method and settings as they were called.
-            parent: `Bundle.digest` of the gallery bundle; "" for a gallery model.
+            parent: `Bundle.digest` of the gallery bundle; "" for a gallery model, unless it was
+                trained into the space of an older one.
             data: What it was trained on: source, split checksum, counts.
             made_with: Versions of the libraries.
             tensors: Kind ("weights", "head", "probe") to named arrays.
+            nested: See `nested`.
         """
         from safetensors.numpy import save
 
@@ -381,6 +410,7 @@ class Bundle:
             preprocess=preprocess.to_json(),
             recipe=dict(recipe),
             parent=parent,
+            nested=tuple(Nested(name=s.name, digest=s.digest, dim=s.dim) for s in nested),
             data=dict(data or {}),
             files=tuple(files),
             made_with=dict(made_with or {}),

@@ -28,7 +28,8 @@ class Criterion:
 
     Attributes:
         difference: Mean of the paired difference, in -1..1, with its interval.
-        met: True or False where the interval lies on one side of 0, None where it does not tell.
+        met: True or False where the interval lies on one side of 0 (or of a margin below it), None
+            where it does not tell.
     """
 
     difference: Score
@@ -50,7 +51,9 @@ def difference(one: Ranks, other: Ranks, metric: str = "recall", k: int = 1) -> 
     return mean(_difference(one, other, metric, k), one.labels)
 
 
-def criterion(one: Ranks, other: Ranks, metric: str = "recall", k: int = 1) -> Criterion:
+def criterion(
+    one: Ranks, other: Ranks, metric: str = "recall", k: int = 1, margin: float = 0.0
+) -> Criterion:
     """Whether `one` scores above `other`: the empirical compatibility criterion.
 
     For an upgrade: after searching before's index, against before searching its own. For sizes:
@@ -62,10 +65,11 @@ def criterion(one: Ranks, other: Ranks, metric: str = "recall", k: int = 1) -> C
         other: See `difference`.
         metric: See `difference`.
         k: See `difference`.
+        margin: What `one` may lose, in 0..1: then the claim is that it is not worse by more.
     """
     found = difference(one, other, metric, k)
     low, high = found.ci or (-1.0, 1.0)
-    return Criterion(found, True if low > 0 else False if high < 0 else None)
+    return Criterion(found, True if low > -margin else False if high < -margin else None)
 
 
 def update_gain(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from hetero.errors import ConfigError
 
-Margin = Literal["cosine", "arcface", "plain"]
+Margin = Literal["cosine", "arcface", "plain", "simplex"]
 
 
 class CosineHead(nn.Module):
@@ -20,7 +21,9 @@ class CosineHead(nn.Module):
     "cosine" takes the margin off the cosine: Wang et al., "CosFace", CVPR 2018, arXiv:1801.09414.
     "arcface" adds it to the angle: Deng et al., "ArcFace", CVPR 2019, arXiv:1801.07698; angles that
     the margin would push past 180 degrees get the paper's linear continuation. "plain" is no cosine
-    classifier at all: rows keep the lengths they learn, without scale and margin.
+    classifier at all: rows keep the lengths they learn, without scale and margin. "simplex" is
+    "cosine" with rows that are fixed, the vertices of `simplex`: Biondi et al., "CoReS", 2021,
+    arXiv:2111.07632; there without scale and margin, which are kept here.
 
     Args:
         dim: Length of an embedding.
@@ -43,9 +46,19 @@ class CosineHead(nn.Module):
         if classes < 2 or scale <= 0 or margin < 0 or kind not in get_args(Margin):
             raise ConfigError(
                 "a classifier needs at least 2 classes, scale above 0, margin of at least 0 and "
-                f"kind cosine, arcface or plain; got {classes}, {scale}, {margin}, {kind!r}"
+                f"kind {', '.join(get_args(Margin))}; got {classes}, {scale}, {margin}, {kind!r}"
             )
         self.scale, self.margin, self.kind = scale, margin, kind
+        self.weight: Tensor
+        if kind == "simplex":
+            if classes > dim + 1:
+                raise ConfigError(
+                    f"a simplex in {dim} dimensions has {dim + 1} vertices, and there are "
+                    f"{classes} classes; a dim of at least {classes - 1} is needed, and more where "
+                    "later generations will bring new classes"
+                )
+            self.register_buffer("weight", torch.from_numpy(simplex(dim)[:classes].copy()))
+            return
         self.weight = nn.Parameter(torch.empty(classes, dim))
         # A plain classifier starts with logits as large as the others'.
         nn.init.normal_(self.weight, std=dim**-0.5 * (scale if kind == "plain" else 1))
@@ -64,7 +77,7 @@ class CosineHead(nn.Module):
         if labels is None or self.margin == 0:
             return self.scale * cosine
         own = cosine.gather(1, labels[:, None])
-        if self.kind == "cosine":
+        if self.kind != "arcface":
             lowered = own - self.margin
         else:
             safe = own.clamp(-1 + 1e-6, 1 - 1e-6)
@@ -74,3 +87,11 @@ class CosineHead(nn.Module):
                 safe - math.sin(math.pi - self.margin) * self.margin,
             )
         return self.scale * cosine.scatter(1, labels[:, None], lowered)
+
+
+def simplex(dim: int) -> Float32[np.ndarray, "v d"]:
+    """The dim + 1 vertices of a regular simplex around the origin: unit rows, cosines -1/dim."""
+    from scipy.linalg import helmert
+
+    vertices = helmert(dim + 1).T * math.sqrt((dim + 1) / dim)
+    return np.ascontiguousarray(vertices, dtype=np.float32)

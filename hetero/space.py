@@ -169,6 +169,22 @@ class Embeddings:
         """
         return replace(self, space=space, made_by=f"{self.made_by} (pretending {space.id})")
 
+    def shortened(self, space: Space) -> Embeddings:
+        """The first `space.dim` numbers of each row, normalised, as rows of `space`.
+
+        Only a bundle can say that they are: `hetero.bundle.Bundle.nested`.
+
+        Raises:
+            SpaceMismatchError: `space` is not shorter.
+            DataError: A row has nothing but zeros there.
+        """
+        if space.dim >= self.space.dim:
+            raise SpaceMismatchError(
+                f"{self.made_by}: rows of {self.space.dim} numbers have no first {space.dim} that "
+                "are fewer"
+            )
+        return Embeddings.normalised(space, self.ids, self.vectors[:, : space.dim], self.made_by)
+
     def save(self, path: Path) -> None:
         """Write vectors, ids and space to a safetensors file, atomically."""
         from safetensors.numpy import save

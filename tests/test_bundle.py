@@ -342,6 +342,7 @@ KEYS = [
     "preprocess",
     "recipe",
     "parent",
+    "nested",
     "data",
     "files",
     "made_with",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetero.errors import ConfigError
-from hetero.heads import CosineHead
+from hetero.heads import CosineHead, simplex
 
 KINDS = ("cosine", "arcface")
 
@@ -147,3 +147,27 @@ def test_rows_are_unit_vectors_whatever_the_weights() -> None:
 def test_a_head_that_cannot_classify_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises((ConfigError, TypeError), match=r"classifier needs|kind"):
         CosineHead(**{"dim": 4, "classes": 3, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dim", [2, 5, 64])
+def test_a_simplex_has_unit_rows_at_equal_angles_around_the_origin(dim: int) -> None:
+    vertices = torch.from_numpy(simplex(dim)).double()
+    assert vertices.shape == (dim + 1, dim)
+    expected = torch.full((dim + 1, dim + 1), -1 / dim, dtype=torch.float64)
+    expected.fill_diagonal_(1.0)
+    torch.testing.assert_close(vertices @ vertices.T, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(vertices.sum(0), torch.zeros(dim).double(), rtol=0, atol=1e-5)
+
+
+def test_a_simplex_head_is_a_cosine_head_that_learns_nothing() -> None:
+    head = CosineHead(5, 4, 20.0, 0.1, "simplex")
+    assert not list(head.parameters())
+    rows, labels = embeddings(), torch.tensor([0, 1, 2, 3, 1, 0])
+    expected = slow_logits(rows, head.weight, labels, 20.0, 0.1, "cosine")
+    torch.testing.assert_close(head(rows, labels).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_simplex_with_too_few_vertices_names_the_dim_that_is_needed() -> None:
+    CosineHead(5, 6, kind="simplex")
+    with pytest.raises(ConfigError, match="a dim of at least 6 is needed"):
+        CosineHead(5, 7, kind="simplex")

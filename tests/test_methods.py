@@ -488,6 +488,25 @@ def test_aml_knows_two_forms() -> None:
         methods.make("aml", {"form": "quadruplet"})
 
 
+# -- ract: both models' rows of other classes stand in the way -------------------------------------
+
+
+def test_ract_is_the_share_of_the_right_vector_among_other_classes_of_both_models() -> None:
+    step, query, gallery = both(a_setup())
+    assert step.labels is not None
+    labels, total = step.labels.tolist(), 0.0
+    for i in range(BATCH):
+        right = math.exp(dot(query[i], gallery[i]) / 0.3)
+        others = sum(
+            math.exp(dot(query[i], rows[j]) / 0.3)
+            for rows in (gallery, query)
+            for j in range(BATCH)
+            if labels[j] != labels[i]
+        )
+        total -= math.log(right / (right + others))
+    check("ract", {"weight": 2.0, "temperature": 0.3}, 2 * total / BATCH)
+
+
 # -- bct: two cross-entropies by hand -------------------------------------------------------------
 
 
@@ -715,3 +734,12 @@ def test_a_module_that_is_no_method_is_refused(folder: Path, body: str, match: s
 def test_a_dotted_path_that_leads_nowhere_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.at\.all.*PYTHONPATH"):
         methods.make("nowhere.at.all")
+
+
+def test_bct_without_weight_on_its_own_classifier_has_none() -> None:
+    method, setup = methods.make("bct", {"own_weight": 0.0}), a_setup()
+    assert not list(own_part(method, setup).parameters())
+    # The same influence term as beside an own classifier.
+    both_terms, own_only = methods.make("bct"), methods.make("bct", {"influence": 0.0})
+    apart = loss_of(both_terms, setup) - loss_of(own_only, setup)
+    torch.testing.assert_close(loss_of(method, setup), apart, rtol=1e-4, atol=1e-4)

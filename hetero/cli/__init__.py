@@ -29,6 +29,7 @@ from hetero.cli import (
     signing,
     snippet,
     train,
+    upgrade,
 )
 from hetero.errors import HeteroError, StorageError
 
@@ -63,6 +64,7 @@ app.add_typer(pct.app, name="pct")
 app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(search.nas, name="nas")
+app.add_typer(upgrade.app, name="upgrade")
 
 
 def main() -> None:

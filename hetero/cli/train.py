@@ -46,7 +46,7 @@ def gallery(
     size: Annotated[
         int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
     ] = 0,
-    head: Annotated[str, typer.Option(help="cosine, arcface or plain")] = "cosine",
+    head: Annotated[str, typer.Option(help="cosine, arcface, plain or simplex")] = "cosine",
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,

@@ -27,7 +27,7 @@ class _Heads(nn.Module):
     rows: Tensor
     right: Tensor
 
-    def __init__(self, own: CosineHead, rows: Tensor, right: Tensor) -> None:
+    def __init__(self, own: CosineHead | None, rows: Tensor, right: Tensor) -> None:
         super().__init__()
         self.own = own
         self.register_buffer("rows", rows, persistent=False)
@@ -40,7 +40,7 @@ class Method:
 
     Attributes:
         influence: Weight λ of the frozen classifier's term.
-        own_weight: Weight of the own classifier's term.
+        own_weight: Weight of the own classifier's term; at 0 there is none.
         scale: Multiplies cosines in both.
         margin: Taken off the right class's cosine in both.
         synthesise: Give a class that the gallery model never saw a row in the frozen classifier:
@@ -62,11 +62,13 @@ class Method:
         assert setup.labels is not None
         assert setup.head is not None
         assert setup.head_labels is not None
-        own = CosineHead(setup.dim, setup.classes, self.scale, self.margin)
         known = setup.head_labels >= 0
         rows, right = setup.head.float(), setup.head_labels.clone()
-        with torch.no_grad():
-            own.weight[setup.labels[known]] = nn.functional.normalize(rows[right[known]], dim=1)
+        own = None
+        if self.own_weight:
+            own = CosineHead(setup.dim, setup.classes, self.scale, self.margin)
+            with torch.no_grad():
+                own.weight[setup.labels[known]] = nn.functional.normalize(rows[right[known]], dim=1)
         if self.synthesise and not bool(known.all()):
             unknown = torch.unique(setup.labels[~known])
             made = [_mean_vector(setup, setup.labels == c) for c in unknown]
@@ -85,7 +87,10 @@ class Method:
         assert isinstance(own, _Heads)
         assert step.labels is not None
         entropy = nn.functional.cross_entropy
-        loss = self.own_weight * entropy(own.own(step.query, step.labels), step.labels)
+        # Of the vectors, so that a batch of which no class is known still has a gradient: zero.
+        loss = 0 * step.query.sum()
+        if own.own is not None:
+            loss = self.own_weight * entropy(own.own(step.query, step.labels), step.labels)
         right = own.right[step.rows]
         known = right >= 0
         if bool(known.any()):

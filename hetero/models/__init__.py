@@ -99,7 +99,8 @@ class FromPixels(nn.Module):
         # three numbers that is ten times as slow as over a line.
         width = preprocess.size_px
         for name, three in (("scale", 1 / (255 * std)), ("shift", -mean / std)):
-            self.register_buffer(name, three.repeat(width).reshape(1, 1, width, 3), persistent=False)
+            line = three.repeat(width).reshape(1, 1, width, 3)
+            self.register_buffer(name, line, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit rows for uint8 (or float 0..255) NHWC pictures."""

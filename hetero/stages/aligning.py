@@ -127,9 +127,9 @@ def align(
     chosen = {name: maps.make(name, options.settings) for name in names}
     pictures = gather(images, gallery.preprocess, reporter)
     net, gallery_net = models.load(query), models.load(gallery)
-    source = _pairs(net, query, pictures, options, reporter)
-    target = _pairs(gallery_net, gallery, pictures, options, reporter)
-    theirs = _watch(gallery_net, gallery, pictures, "gallery model")
+    source = pairs_of(net, query, pictures, options, reporter)
+    target = pairs_of(gallery_net, gallery, pictures, options, reporter)
+    theirs = watched(gallery_net, gallery, pictures, "gallery model")
     best: tuple[tuple[float, bool], str, EmbeddingNet, float, Embeddings] | None = None
     with reporter.bar("fit map", len(chosen)) as bar:
         for name, kind in chosen.items():
@@ -137,7 +137,7 @@ def align(
             fitted = maps.fit(kind, source, target, options.seed)
             seconds = time.monotonic() - begun
             made = _joined(net, name, kind, fitted, gallery.space.dim)
-            ours = _watch(made, gallery, pictures, f"query model with {name}")
+            ours = watched(made, gallery, pictures, f"query model with {name}")
             # Of equals, one that costs nothing.
             worth = (_scores(pictures, ours, theirs).map.value, made.fitted is None)
             if best is None or worth > best[0]:
@@ -147,7 +147,7 @@ def align(
     _, name, made, seconds, ours = best
     before = None
     if query.space.dim == gallery.space.dim:
-        plain = _watch(net, query, pictures, "query model").pretend_in(gallery.space)
+        plain = watched(net, query, pictures, "query model").pretend_in(gallery.space)
         before = _scores(pictures, plain, theirs)
     bundle = _write(
         output, made, query, gallery, images, pictures, name, chosen[name], options, len(source)
@@ -165,7 +165,7 @@ def align(
     )
 
 
-def _pairs(
+def pairs_of(
     net: EmbeddingNet,
     bundle: Bundle,
     pictures: Pictures,
@@ -216,7 +216,7 @@ def _joined(net: EmbeddingNet, name: str, kind: Map, fitted: nn.Module, dim: int
     return made.eval()
 
 
-def _watch(net: EmbeddingNet, bundle: Bundle, pictures: Pictures, who: str) -> Embeddings:
+def watched(net: EmbeddingNet, bundle: Bundle, pictures: Pictures, who: str) -> Embeddings:
     """A model's vectors of the validation pictures, in the bundle's space."""
     from hetero import models
 

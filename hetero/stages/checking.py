@@ -68,7 +68,7 @@ def check(
     files = chosen(query, options)
     job = task(images, "test")
     for bundle in filter(None, (query, gallery, control)):
-        _unseen(bundle, images)
+        unseen(bundle, images)
     make_folder(output)
     reference, pictures, measured = _in_pytorch(query, gallery, control, images, job, reporter)
     store = output / "embeddings"
@@ -131,8 +131,12 @@ def judge_again(folder: Path, limits: Path | None) -> Report:
     return report
 
 
-def _unseen(bundle: Bundle, images: Images) -> None:
-    """Refuses to score a model on classes it was trained on."""
+def unseen(bundle: Bundle, images: Images) -> None:
+    """Nothing, if no test class was trained on.
+
+    Raises:
+        DataError: One was; a score on it would mean nothing.
+    """
     seen = set(bundle.train_classes())
     both = sorted(seen & set(images.classes("test")))
     if both:

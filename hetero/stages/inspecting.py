@@ -71,6 +71,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "macs": m.model.macs,
         "preprocess": m.preprocess,
         "parent": m.parent or "none: a gallery model",
+        "holds": [s.id for s in bundle.nested],
         "recipe": m.recipe,
         "data": m.data,
         "files": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -93,6 +93,7 @@ def write(
     images: Images,
     pictures: Shown,
     tensors: Mapping[str, Mapping[str, np.ndarray[Any, Any]]],
+    nested: Sequence[Space] = (),
 ) -> Bundle:
     """The finished bundle, written by the main process alone.
 
@@ -110,6 +111,7 @@ def write(
         images: What it was trained on.
         pictures: Their classes, and the probe.
         tensors: File name to arrays, weights among them.
+        nested: Spaces that the first numbers of its vectors are in.
     """
     if not processes().is_main_process:
         processes().wait_for_everyone()
@@ -125,6 +127,7 @@ def write(
         root,
         role=role,
         space=space,
+        nested=nested,
         model=Model(
             backbone=backbone,
             dim=space.dim,

@@ -297,7 +297,7 @@ def fit_query(
             pictures.watch, models.embed_pixels(alone, preprocess, pictures.watched), gallery_side
         )
 
-    setup = _setup(gallery, method, pictures, stored, settings.seed)
+    setup = setup_for(gallery, method, pictures, stored, settings.seed)
     settings = replace(settings, keep_going=settings.keep_going or methods.is_control(method))
     own = method.own(setup)
 
@@ -344,6 +344,7 @@ def write_query(
         net=net,
         role="query",
         space=gallery.space,
+        nested=gallery.nested,
         backbone=recipe.backbone,
         preprocess=gallery.preprocess,
         recipe={
@@ -362,23 +363,28 @@ def write_query(
     )
 
 
-def _setup(
+def setup_for(
     gallery: Bundle,
     method: methods.Method,
     pictures: Pictures,
     stored: Float32[np.ndarray, "v n d"],
     seed: int,
 ) -> methods.Setup:
+    """What the method can build on, the gallery's classifier among it if it needs one."""
     rows = head_labels = None
     if "head" in method.needs:
-        rows, classes = _head(gallery)
+        rows, classes = head_of(gallery)
         if pictures.labels is not None:
             head_labels = _in_head(gallery, classes, pictures.classes, pictures.labels)
     return methods.Setup(stored, pictures.labels, len(pictures.classes), rows, head_labels, seed)
 
 
-def _head(gallery: Bundle) -> tuple[Tensor, tuple[str, ...]]:
-    """The gallery model's class rows, and the classes."""
+def head_of(gallery: Bundle) -> tuple[Tensor, tuple[str, ...]]:
+    """The gallery model's class rows, and the classes.
+
+    Raises:
+        ConfigError: The bundle has no classifier.
+    """
     try:
         tensors = gallery.tensors("head")
     except BundleError as error:

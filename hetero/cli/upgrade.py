@@ -1,0 +1,361 @@
+"""A new gallery model for an index that stays: training, version matrix, refresh, forward maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hetero.cli._helpers import load_bundle, one_of, reporter, say, settings
+from hetero.cli._options import (
+    Batch,
+    Data,
+    Json,
+    KeepGoing,
+    Output,
+    Quiet,
+    Resume,
+    Seed,
+    Set,
+)
+from hetero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hetero.evaluate import Scores
+    from hetero.stages.migrating import Versions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Replace a gallery model without breaking what is in the field or in the index.",
+)
+
+#: Exit code of a verdict.
+CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="recall_at_1, recall_at_5, map. Repeatable; default 1 and map."),
+]
+
+
+@app.command()
+def train(
+    old: Annotated[Path, typer.Option(help="Bundle of the gallery model that is replaced.")],
+    ancestor: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="An older gallery model to be held to as well, newest first. Repeatable."
+        ),
+    ] = None,
+    data: Data = "",
+    output: Output = Path("runs/upgrade"),
+    backbone: Annotated[
+        str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")
+    ] = "resnet:width=16",
+    method: Annotated[
+        str, typer.Option(help="What holds the new model to the old: bct+regression, ract, ...")
+    ] = "bct+regression",
+    set_: Set = None,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="Try weights of bct+regression and draw the frontier."),
+    ] = False,
+    influences: Annotated[
+        str, typer.Option(help="With --sweep: of the frozen classifier.")
+    ] = "1,3,10",
+    regressions: Annotated[str, typer.Option(help="With --sweep: of the pull to old vectors.")] = (
+        "0,10,30"
+    ),
+    free: Annotated[
+        bool,
+        typer.Option(help="With --sweep: train without the constraint too, for gain and tax."),
+    ] = True,
+    dim: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Of the new vector: 0 as it was; longer: begins with the old space."
+        ),
+    ] = 0,
+    head: Annotated[
+        str, typer.Option(help="Of the own classifier: cosine, arcface, plain or simplex")
+    ] = "cosine",
+    views: Annotated[
+        int, typer.Option(min=0, help="Augmented views the old model embeds beforehand.")
+    ] = 8,
+    epochs: Annotated[int, typer.Option()] = 30,
+    batch: Batch = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Seed = 0,
+    resume: Resume = False,
+    keep_going: KeepGoing = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a new gallery model into the old one's space; ends in a verdict on test classes."""
+    from hetero.fit import Settings
+    from hetero.heads import Margin
+    from hetero.stages import embedding, upgrading
+    from hetero.train import UpgradeRecipe, train_upgrade
+
+    parent = load_bundle(old, "gallery")
+    before = [load_bundle(path, "gallery") for path in ancestor or []]
+    images = embedding.load_images(data, parent)
+    recipe = UpgradeRecipe(
+        backbone, method, settings(set_), dim, one_of("--head", head, Margin), views=views
+    )
+    how = Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going)
+    told = reporter(quiet)
+    if sweep:
+        if method != "bct+regression":
+            raise ConfigError("--sweep is over the weights of bct+regression; leave --method away")
+        options = upgrading.SweepOptions(
+            _numbers("--influences", influences), _numbers("--regressions", regressions), free=free
+        )
+        bundle, tried, found = upgrading.sweep(
+            parent, images, recipe, how, options, output, told, ancestors=before
+        )
+        head_lines = [
+            f"validation mAP: old model in its index {100 * tried.before:.1f}"
+            + (f", unconstrained in its own {100 * tried.free:.1f}" if tried.free else ""),
+            f"  {'':<40}{'old index':>10}{'own index':>10}",
+            *(
+                f"  {p.name:<40}{100 * p.crossed:>10.1f}{100 * p.own:>10.1f}"
+                f"{'  chosen' if p.name == tried.chosen else ''}"
+                f"{'  frontier' if p.name in tried.frontier else ''}"
+                for p in tried.points
+            ),
+            f"frontier: {output / 'frontier.svg'}",
+        ]
+        value = {"sweep": tried.to_json()}
+    else:
+        bundle = train_upgrade(
+            parent, images, recipe, how, output, ancestors=before, resume=resume, reporter=told
+        )
+        found = upgrading.verdict(parent, bundle, images, output, told, ancestors=before)
+        head_lines, value = [], {}
+    text = [
+        f"gallery bundle {bundle.root}: {recipe.backbone}, space {bundle.space.id}"
+        + "".join(f", holds {s.id}" for s in bundle.nested),
+        *head_lines,
+        *_matrix_lines(found),
+    ]
+    say(json_, {"bundle": str(bundle.root), **value, **found.to_json()}, "\n".join(text))
+    raise typer.Exit(CODES[found.matrix.outcome])
+
+
+@app.command()
+def matrix(
+    query: Annotated[
+        list[Path], typer.Argument(help="Query bundles in the field, or gallery bundles.")
+    ],
+    gallery: Annotated[list[Path], typer.Option(help="Gallery bundles, oldest first. Repeatable.")],
+    data: Data = "",
+    free: Annotated[
+        Path | None,
+        typer.Option(help="The newest model, trained without the constraint: gain and tax."),
+    ] = None,
+    metric: Metrics = None,
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="What old queries may lose in a newer index.")
+    ] = 0.01,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A JSON file for the result.")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every query version against every gallery version, with the criterion judged per metric."""
+    from hetero._files import write_json
+    from hetero.stages import embedding, migrating
+
+    galleries = [load_bundle(path, "gallery") for path in gallery]
+    found = migrating.version_matrix(
+        [load_bundle(path) for path in query],
+        galleries,
+        embedding.load_images(data, galleries[-1]),
+        reporter(quiet),
+        free=load_bundle(free) if free else None,
+        metrics=tuple(metric or ("recall_at_1", "map")),
+        margin=margin,
+    )
+    if output is not None:
+        write_json(output, found.to_json())
+    say(json_, found.to_json(), "\n".join(_matrix_lines(found)))
+    raise typer.Exit(CODES[found.matrix.outcome])
+
+
+@app.command()
+def refresh(
+    old: Annotated[Path, typer.Argument(help="Gallery bundle whose rows are in the index.")],
+    new: Annotated[Path, typer.Argument(help="Gallery bundle that re-embeds them.")],
+    data: Data = "",
+    query: Annotated[
+        Path | None, typer.Option(help="What asks: a query bundle; else the new gallery model.")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="A model trained without the constraint, to compare.")
+    ] = None,
+    map: Annotated[
+        Path | None, typer.Option(help="A map by `hetero upgrade map`, for old rows first.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="recall_at_1, recall_at_5 or map")] = "map",
+    shares: Annotated[str, typer.Option(help="Re-embedded shares, 0 to 1.")] = (
+        "0,0.125,0.25,0.375,0.5,0.625,0.75,0.875,1"
+    ),
+    orders: Annotated[int, typer.Option(min=1, help="Random orders to take the mean of.")] = 3,
+    output: Output = Path("runs/refresh"),
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Curves of a gallery that is re-embedded bit by bit, at random or the uncertain first."""
+    from hetero.stages import embedding, migrating
+
+    parent = load_bundle(old, "gallery")
+    done = migrating.refresh(
+        parent,
+        load_bundle(new, "gallery"),
+        embedding.load_images(data, parent),
+        migrating.RefreshOptions(metric, _numbers("--shares", shares), orders, map),
+        output,
+        reporter(quiet),
+        query=load_bundle(query) if query else None,
+        control=load_bundle(control) if control else None,
+    )
+    width = max(len(n) for n in (*done.curves, "re-embedded, %")) + 2
+    first = next(iter(done.curves.values()))
+    lines = [
+        f"{metric}, old model in its index {100 * done.before:.1f}, all re-embedded "
+        f"{100 * done.complete:.1f}",
+        f"{'re-embedded, %':<{width}}"
+        + "".join(f"{100 * s:7.1f}" for s in first.shares)
+        + "   area",
+        *(
+            f"{name:<{width}}"
+            + "".join(f"{100 * s:7.1f}" for s in curve.scores)
+            + f"{100 * curve.area:7.1f}"
+            for name, curve in done.curves.items()
+        ),
+        f"verdict: {done.outcome} (no compatible curve may fall more than 1 point below its start)",
+        f"curves: {output / 'refresh.svg'}",
+    ]
+    say(json_, done.to_json(metric), "\n".join(lines))
+    raise typer.Exit(CODES[done.outcome])
+
+
+@app.command()
+def map(
+    old: Annotated[Path, typer.Argument(help="Gallery bundle whose vectors are stored.")],
+    new: Annotated[Path, typer.Argument(help="Gallery bundle whose space they come into.")],
+    data: Data = "",
+    map: Annotated[
+        str, typer.Option("--map", help="procrustes, affine, residual_mlp or a dotted path.")
+    ] = "residual_mlp",
+    set_: Set = None,
+    side: Annotated[
+        Path | None, typer.Option(help="Bundle whose vectors were stored beside the old ones.")
+    ] = None,
+    views: Annotated[int, typer.Option(min=0, help="Augmented views, besides plain pictures.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the views and of trained maps.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A safetensors file for the map.")
+    ] = Path("runs/map.safetensors"),
+    apply: Annotated[
+        Path | None, typer.Option(help="Stored vectors, by `hetero embed`, to be mapped too.")
+    ] = None,
+    apply_side: Annotated[
+        Path | None, typer.Option(help="Their side information, where --side is given.")
+    ] = None,
+    mapped: Annotated[Path, typer.Option(help="Where --apply writes the mapped vectors.")] = Path(
+        "runs/mapped.safetensors"
+    ),
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Lead stored vectors of an old gallery model into a new one's space."""
+    from hetero.space import Embeddings
+    from hetero.stages import aligning, embedding, migrating
+
+    if map == aligning.AUTO:
+        raise ConfigError("--map auto is for `hetero align`; name one map for stored vectors")
+    parent = load_bundle(old, "gallery")
+    done = migrating.forward_map(
+        parent,
+        load_bundle(new, "gallery"),
+        embedding.load_images(data, parent),
+        aligning.AlignOptions(map, settings(set_), views, seed),
+        output,
+        reporter(quiet),
+        side=load_bundle(side) if side else None,
+    )
+    if apply is not None:
+        more = Embeddings.load(apply_side) if apply_side else None
+        done.map.apply(Embeddings.load(apply), more).save(mapped)
+    rows = (
+        ("old model, old index", done.before),
+        ("new model, old index mapped", done.mapped),
+        ("new model, new index", done.after),
+    )
+    value = {
+        "map": str(output),
+        "pairs": done.pairs,
+        "source": done.map.source.id,
+        "target": done.map.target.id,
+        **{k: _plain(s) for k, s in zip(("before", "mapped", "after"), (s for _, s in rows))},  # noqa: B905
+    }
+    lines = [
+        f"map {map} from {done.map.source.id} into {done.map.target.id}: {done.pairs:,} pairs, "
+        f"{output}",
+        f"{'validation':<31}Recall@1     mAP",
+        *(f"  {name:<29}{s.recall_at_1.value:8.3f}{s.map.value:8.3f}" for name, s in rows),
+    ]
+    say(json_, value, "\n".join(lines))
+
+
+def _plain(score: Scores) -> dict[str, float]:
+    return {"recall_at_1": score.recall_at_1.value, "map": score.map.value}
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers between commas.
+
+    Raises:
+        ConfigError: Something else is between them.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: write numbers, such as 0,10,30") from None
+
+
+def _matrix_lines(found: Versions) -> list[str]:
+    """A version matrix for people: a table for each metric, what fails, the verdict."""
+    made = found.matrix
+    wide = max(len(n) for n in (*made.queries, *made.galleries, "query")) + 2
+    marks = {"pass": "+", "fail": "x", "inconclusive": "?", None: " "}
+    lines = []
+    for metric in made.metrics:
+        lines.append(f"{metric}, percent; query in rows, gallery in columns")
+        lines.append(f"  {'':<{wide}}" + "".join(f"{g:>{wide + 2}}" for g in made.galleries))
+        for q in made.queries:
+            cells = [c.judged[metric] for c in made.cells if c.query == q]
+            shown = "".join(f"{100 * j.score.value:>{wide}.1f} {marks[j.outcome]}" for j in cells)
+            lines.append(f"  {q:<{wide}}{shown}")
+        if made.average_compatibility and made.average_accuracy:
+            lines.append(
+                f"  average compatibility {made.average_compatibility[metric]:.2f}, "
+                f"average accuracy {100 * made.average_accuracy[metric]:.1f}"
+            )
+        if metric in found.tax:
+            gains = ", ".join(
+                f"{'undefined' if g is None else f'{g:+.2f}'} in {name}"
+                for name, g in found.gain[metric].items()
+            )
+            lines.append(
+                f"  update gain {gains}; tax {100 * found.tax[metric].value:+.1f} points "
+                f"(unconstrained {100 * found.free[metric].value:.1f})"
+            )
+    lines += [f"FAILS: {text}" for text in made.failing]
+    lines += [f"undecided: {text}" for text in made.undecided]
+    lines.append(f"verdict: {made.outcome}   (+ holds, x fails, ? undecided)")
+    return lines
