@@ -358,7 +358,7 @@ def test_no_manifest_whatever_gives_anything_but_a_bundle_or_a_bundle_error(tmp_
     del content["sha256"]
     key = data.draw(st.sampled_from(KEYS))
     inside = content[key]
-    if isinstance(inside, list) and data.draw(st.booleans()):
+    if isinstance(inside, list) and inside and data.draw(st.booleans()):
         inside = inside[data.draw(st.integers(0, len(inside) - 1))]
     if isinstance(inside, dict) and inside and data.draw(st.booleans()):
         inside[data.draw(st.sampled_from([*inside, "x"]))] = data.draw(JSON)
