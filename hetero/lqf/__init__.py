@@ -12,7 +12,20 @@ Differs: the linear model is not a Jacobian-vector product at run time but a gra
 
 from __future__ import annotations
 
-from hetero.lqf.dual import Delta, DualStream
+from hetero.lqf.adaptation import Adaptation, base, combine, digest_of, linearised
+from hetero.lqf.dual import Delta, DualStream, by_jvp
 from hetero.lqf.train import Settings, fit, objective
 
-__all__ = ["Delta", "DualStream", "Settings", "fit", "objective"]
+__all__ = [
+    "Adaptation",
+    "Delta",
+    "DualStream",
+    "Settings",
+    "base",
+    "by_jvp",
+    "combine",
+    "digest_of",
+    "fit",
+    "linearised",
+    "objective",
+]

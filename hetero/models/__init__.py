@@ -172,7 +172,7 @@ def load(bundle: Bundle) -> EmbeddingNet:
     """
     model = bundle.manifest.model
     own = model.map.dim if model.map else model.dim
-    net = build(_architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
+    net = build(architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
     if model.map:
         from hetero.models._mapped import MappedNet
 
@@ -226,8 +226,8 @@ def as_it_is(
     )
 
 
-def _architecture(spec: str) -> str:
-    """The backbone's name without a wish for pretrained weights: a bundle brings its own."""
+def architecture(spec: str) -> str:
+    """A backbone's name without a wish for pretrained weights: a bundle brings its own."""
     family, _, rest = spec.partition(":")
     if family not in _plugins.names(__name__):
         return spec
