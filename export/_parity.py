@@ -209,9 +209,7 @@ def check(job: ConvertJob, probe: Probe, space: Space) -> Facts:
     }
 
 
-def _outputs(
-    job: ConvertJob, adaptation: Path, probe: Probe, raw: np.ndarray[Any, Any]
-) -> Facts:
+def _outputs(job: ConvertJob, adaptation: Path, probe: Probe, raw: np.ndarray[Any, Any]) -> Facts:
     """How far a linearised model's file is from its Jacobian-vector product, on the probe.
 
     Raises:

@@ -23,6 +23,7 @@ from hetero.cli import (
     check,
     demo,
     diagnose,
+    lqf,
     machines,
     search,
     signing,
@@ -61,6 +62,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(search.nas, name="nas")
+app.add_typer(lqf.app, name="lqf")
 
 
 def main() -> None:

@@ -12,19 +12,21 @@ Differs: the linear model is not a Jacobian-vector product at run time but a gra
 
 from __future__ import annotations
 
-from hetero.lqf.adaptation import Adaptation, base, combine, digest_of, linearised
+from hetero.lqf.adaptation import Adaptation, base, combine, digest_of, example, linearised
 from hetero.lqf.dual import Delta, DualStream, by_jvp
-from hetero.lqf.train import Settings, fit, objective
+from hetero.lqf.train import Optimizer, Settings, fit, objective
 
 __all__ = [
     "Adaptation",
     "Delta",
     "DualStream",
+    "Optimizer",
     "Settings",
     "base",
     "by_jvp",
     "combine",
     "digest_of",
+    "example",
     "fit",
     "linearised",
     "objective",

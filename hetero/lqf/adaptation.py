@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hetero import models
-from hetero._files import canonical_json, sha256, write_atomically
+from hetero._files import canonical_json, write_atomically
 from hetero.bundle import Bundle
 from hetero.errors import BundleError, ConfigError
 from hetero.lqf.dual import DualStream
@@ -54,8 +54,8 @@ class Adaptation:
     bundle: str
     base: str
     classes: tuple[str, ...]
-    head: Mapping[str, Float[Tensor, "..."]]
-    change: Mapping[str, Float[Tensor, "..."]]
+    head: Mapping[str, Tensor]
+    change: Mapping[str, Tensor]
     recipe: Mapping[str, Value]
 
     def __post_init__(self) -> None:
@@ -95,6 +95,16 @@ class Adaptation:
         }
         # safetensors writes its metadata in an order that differs from run to run.
         write_atomically(path, _in_order(save({k: tensors[k].contiguous() for k in tensors}, meta)))
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, as JSON values."""
+        return {
+            "bundle": self.bundle,
+            "base": self.base,
+            "classes": list(self.classes),
+            "parameters": sum(t.numel() for t in self.change.values()),
+            "recipe": dict(self.recipe),
+        }
 
     @classmethod
     def load(cls, path: Path) -> Adaptation:
@@ -139,7 +149,7 @@ def _in_order(raw: bytes) -> bytes:
 # -- base -----------------------------------------------------------------------------------------
 
 
-def base(bundle: Bundle, head: Mapping[str, Float[Tensor, "..."]]) -> nn.Module:
+def base(bundle: Bundle, head: Mapping[str, Tensor]) -> nn.Module:
     """A bundle's backbone with a linear head behind it, in evaluation mode.
 
     Args:
@@ -249,17 +259,3 @@ def combine(parts: Sequence[tuple[Adaptation, float]]) -> Adaptation:
 
 def _equal(a: Adaptation, b: Adaptation) -> bool:
     return a is b or all(torch.equal(t, b.change[name]) for name, t in a.change.items())
-
-
-def named(path: Path) -> dict[str, Any]:
-    """What a file says of itself, as JSON values."""
-    found = Adaptation.load(path)
-    return {
-        "adaptation": str(path),
-        "sha256": sha256(path),
-        "bundle": found.bundle,
-        "base": found.base,
-        "classes": list(found.classes),
-        "parameters": sum(t.numel() for t in found.change.values()),
-        "recipe": dict(found.recipe),
-    }

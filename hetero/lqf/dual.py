@@ -119,7 +119,7 @@ class DualStream(nn.Module):
 
     def _given(self, name: str, x: Tensor) -> _Pair:
         if name in self._constants:
-            return self._constants[name], None
+            return self._constants[name].to(x.device), None
         if name not in self._stored:
             return x, None
         stored = self._stored[name]
@@ -129,9 +129,7 @@ class DualStream(nn.Module):
         return value, None if key is None else self.changes[key]
 
 
-def by_jvp(
-    net: nn.Module, delta: Delta, images: Float[Tensor, "n ..."]
-) -> Float[Tensor, "n k"]:
+def by_jvp(net: nn.Module, delta: Delta, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
     """f(x; w) + J(x)·delta by PyTorch's forward mode in float64: what every file is held to.
 
     Nothing of it is shared with `DualStream`.
