@@ -45,7 +45,7 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
 
     def leads(cells: dict[int, dict[str, float]], other: str) -> str:
         return (
-            ", ".join(f"{at['lqf'] - at[other]:+.1f} at {n}" for n, at in cells.items()) or "none"
+            ", ".join(f"{at['lqf'] - at[other]:+.1f} at {n}" for n, at in cells.items()) or "not run:"
         )
 
     two, exact, fast = raw["two_seeds"], raw["exactness"], fastest(raw)
