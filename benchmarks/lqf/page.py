@@ -44,9 +44,8 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
     many = {n: at for n, at in found.items() if n >= MANY}
 
     def leads(cells: dict[int, dict[str, float]], other: str) -> str:
-        return (
-            ", ".join(f"{at['lqf'] - at[other]:+.1f} at {n}" for n, at in cells.items()) or "not run:"
-        )
+        said = ", ".join(f"{at['lqf'] - at[other]:+.1f} at {n}" for n, at in cells.items())
+        return f"{said} points" if said else "not run"
 
     two, exact, fast = raw["two_seeds"], raw["exactness"], fastest(raw)
     kfac, adam = fast["kfac"]["steps"], fast["adam"]["steps"]
@@ -57,21 +56,21 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
             "A23",
             "LQF does what fine-tuning does with many samples",
             f"at least {MANY} samples a class: mean accuracy at most {WITHIN:g} points below",
-            f"{leads(many, 'fine_tuning')} points",
+            leads(many, "fine_tuning"),
             bool(many) and all(at["lqf"] >= at["fine_tuning"] - WITHIN for at in many.values()),
         ),
         (
             "A23",
             "and better with few",
             f"at most {FEW} samples a class: mean accuracy not below",
-            f"{leads(few, 'fine_tuning')} points",
+            leads(few, "fine_tuning"),
             bool(few) and all(at["lqf"] >= at["fine_tuning"] for at in few.values()),
         ),
         (
             "A23",
             "and better than a linear probe",
             "every number of samples: mean accuracy above",
-            f"{leads(found, 'probe')} points",
+            leads(found, "probe"),
             all(at["lqf"] > at["probe"] for at in found.values()),
         ),
         (

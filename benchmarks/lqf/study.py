@@ -30,11 +30,11 @@ PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
 #: Fine-tuning: where its head comes from, and the peak rate of SGD with momentum 0.9.
 TUNED = (("new", 3e-3), ("new", 1e-2), ("probe", 1e-3), ("probe", 3e-3))
 
-#: LQF: share of the largest stable step, and weight of the pull to the base.
+#: LQF: share of the best step, and weight of the pull to the base.
 LINEAR = ((1.0, 1e-2), (1.0, 1e-1), (0.3, 1e-2))
 
 #: Rates of the two optimisers on the same quadratic.
-RATES: Mapping[str, tuple[float, ...]] = {"kfac": (0.5, 1.0, 2.0), "adam": (1e-4, 1e-3, 1e-2)}
+RATES: Mapping[str, tuple[float, ...]] = {"kfac": (0.5, 1.0), "adam": (1e-3, 3e-3, 1e-2)}
 
 
 @dataclass(frozen=True)

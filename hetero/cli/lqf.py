@@ -71,7 +71,7 @@ def train(
     epochs: Annotated[int, typer.Option()] = 20,
     batch: Batch = 64,
     lr: Annotated[
-        float, typer.Option(help="kfac: share of the largest stable step. adam: its rate.")
+        float, typer.Option(help="kfac: share of the step that is best on a batch. adam: its rate.")
     ] = 1.0,
     optimizer: Annotated[str, typer.Option(help="kfac or adam")] = "kfac",
     alpha: Annotated[float, typer.Option(help="What one-hot labels are multiplied by.")] = 15.0,

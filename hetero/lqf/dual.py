@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,18 +106,32 @@ class DualStream(nn.Module):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
         """What the net gives, plus what its change gives."""
-        pairs: dict[torch.fx.Node, _Pair] = {}
-        for node in self._graph.nodes:
-            if node.op == "placeholder":
-                pairs[node] = self._given(node.name, x)
-            elif node.op == "call_function":
-                pairs[node] = _apply(node, pairs)
-        (out,) = next(n for n in self._graph.nodes if n.op == "output").args[0]
-        value, change = pairs[out]
+        value, change = self._pair(x, self.changes)
         whole: Tensor = value if change is None else value + change
         return whole
 
-    def _given(self, name: str, x: Tensor) -> _Pair:
+    def product(
+        self, x: Float[Tensor, "n ..."], direction: Sequence[Tensor]
+    ) -> Float[Tensor, "n k"]:
+        """J(x)·direction, in the order of `changes`; what is in `changes` has no say in it."""
+        _, change = self._pair(x, dict(zip(self.changes.keys(), direction, strict=True)))
+        assert change is not None, "the output depends on a layer"
+        return change
+
+    def _pair(self, x: Tensor, changes: Mapping[str, Tensor] | nn.ParameterDict) -> _Pair:
+        """Value and change of the output, for these changes of the weights."""
+        pairs: dict[torch.fx.Node, _Pair] = {}
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                pairs[node] = self._given(node.name, x, changes)
+            elif node.op == "call_function":
+                pairs[node] = _apply(node, pairs)
+        (out,) = next(n for n in self._graph.nodes if n.op == "output").args[0]
+        return pairs[out]
+
+    def _given(
+        self, name: str, x: Tensor, changes: Mapping[str, Tensor] | nn.ParameterDict
+    ) -> _Pair:
         if name in self._constants:
             return self._constants[name].to(x.device), None
         if name not in self._stored:
@@ -126,7 +140,7 @@ class DualStream(nn.Module):
         path, _, leaf = stored.rpartition(".")
         value = getattr(self.net.get_submodule(path), leaf)
         key = self._keys.get(stored)
-        return value, None if key is None else self.changes[key]
+        return value, None if key is None else changes[key]
 
 
 def by_jvp(net: nn.Module, delta: Delta, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero.bundle import Bundle, digest
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, require
 from hetero.passport import SUFFIX as PASSPORT
 from hetero.passport import Passport, beside, check_file
 from hetero.report import Report
@@ -46,6 +46,7 @@ def inspect(path: Path) -> dict[str, Any]:
             return {"file": str(path), "format": name, **found, **_passport_beside(path)}
     if path.suffix == ".safetensors":
         if _schema(path) == ADAPTATION:
+            require("torch", "lqf")
             from hetero import lqf
 
             return {"file": str(path), **lqf.Adaptation.load(path).facts()}
