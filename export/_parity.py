@@ -222,7 +222,7 @@ def _outputs(job: ConvertJob, adaptation: Path, probe: Probe, raw: np.ndarray[An
     bundle, found = Bundle.load(job.bundle, verify=False), lqf.Adaptation.load(adaptation)
     images = torch.from_numpy(bundle.preprocess.tensor(probe.pixels))
     net = lqf.base(bundle, found.head)
-    rows = [lqf.by_jvp(net, found.change, part) for part in images.split(_SOME)]
+    rows = [lqf.by_jvp(net, found.change, part) for part in torch.split(images, _SOME)]
     right = torch.cat(rows).numpy()
     if raw.shape != right.shape:
         raise ExportError(

@@ -161,7 +161,9 @@ def base(bundle: Bundle, head: Mapping[str, Tensor]) -> nn.Module:
     """
     net = models.load(bundle)
     weight, bias = head["weight"], head["bias"]
-    features = net.projection[0].in_features
+    first = net.projection[0]
+    assert isinstance(first, nn.Linear)
+    features = first.in_features
     if weight.shape != (len(bias), features):
         raise ConfigError(
             f"{bundle.root}: the backbone gives {features} features, and the head is of shape "

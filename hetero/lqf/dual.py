@@ -126,8 +126,8 @@ class DualStream(nn.Module):
                 pairs[node] = self._given(node.name, x, changes)
             elif node.op == "call_function":
                 pairs[node] = _apply(node, pairs)
-        (out,) = next(n for n in self._graph.nodes if n.op == "output").args[0]
-        return pairs[out]
+        given: Any = next(n for n in self._graph.nodes if n.op == "output").args[0]
+        return pairs[given[0]]
 
     def _given(
         self, name: str, x: Tensor, changes: Mapping[str, Tensor] | nn.ParameterDict
@@ -159,14 +159,14 @@ def by_jvp(net: nn.Module, delta: Delta, images: Float[Tensor, "n ..."]) -> Floa
     batch = images.double()
 
     def outputs(parameters: dict[str, Tensor]) -> Tensor:
-        found: Tensor = torch.func.functional_call(exact, parameters, (batch,))
-        return found
+        rows: Tensor = torch.func.functional_call(exact, parameters, (batch,))
+        return rows
 
     with warnings.catch_warnings():
         # Forward mode compiles by what PyTorch calls deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
-        value, change = torch.func.jvp(outputs, (weights,), (changes,))
-    whole: Tensor = (value + change).detach()
+        found: Any = torch.func.jvp(outputs, (weights,), (changes,))
+    whole: Tensor = (found[0] + found[1]).detach()
     return whole
 
 
@@ -276,7 +276,8 @@ def _clamp(low: float | None = None, high: float | None = None) -> _Rule:
 
     def rule(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
         value, change = args[0], changes[0]
-        least, most = (*args[1:3], *(low, high)[len(args[1:3]) :])
+        given = args[1:3]
+        least, most = [*given, *(low, high)[len(given) :]]
         nothing = torch.zeros_like(change)
         if least is not None:
             change = torch.where(value > least, change, nothing)

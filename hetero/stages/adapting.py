@@ -340,7 +340,7 @@ def _rows(net: nn.Module, x: Tensor) -> Tensor:
     import torch
 
     with torch.no_grad():
-        return torch.cat([net(part) for part in x.split(_SOME)])
+        return torch.cat([net(part) for part in torch.split(x, _SOME)])
 
 
 def _accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
