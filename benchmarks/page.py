@@ -15,6 +15,7 @@ from benchmarks.faults import page as faults
 from benchmarks.flips import page as flips
 from benchmarks.harness import page as harness
 from benchmarks.lab import RESULTS, heterogeneous, in_percent, plots, svg
+from benchmarks.lqf import page as lqf
 from benchmarks.nas import page as nas
 from benchmarks.nas.study import STUDIES
 
@@ -75,6 +76,7 @@ def render() -> str:
         ("harness-overhead", harness.overhead),
         ("adbd", harness.adbd),
         ("latency-ab", harness.alarms),
+        ("lqf-cifar10", lqf.section),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():

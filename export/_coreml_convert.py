@@ -51,11 +51,8 @@ class _Planes(nn.Module):
         return rows
 
 
-def whole(net: nn.Module) -> nn.Module:
-    """The net as Core ML shall see it: NCHW in, batch norms folded into linear layers.
-
-    Pixels of an image input arrive as NCHW floats 0..255.
-    """
+def folded(net: nn.Module) -> nn.Module:
+    """The net itself, batch norms folded into the linear layers before them, in place."""
     # Left to the converter, a batch norm behind a linear layer becomes three operations, and
     # float16 ones in the middle of the float32 tail.
     for part in net.modules():
@@ -64,6 +61,11 @@ def whole(net: nn.Module) -> nn.Module:
                 first, second = part[i], part[i + 1]
                 if isinstance(first, nn.Linear) and isinstance(second, nn.BatchNorm1d):
                     part[i], part[i + 1] = fuse_linear_bn_eval(first, second), nn.Identity()
+    return net
+
+
+def of_planes(net: nn.Module) -> nn.Module:
+    """The net as Core ML shall see it, NCHW in: pixels of an image are NCHW floats 0..255."""
     return _Planes(net).eval() if isinstance(net, FromPixels) else net
 
 
@@ -95,7 +97,7 @@ def converted(net: nn.Module, job: ConvertJob) -> tuple[Any, Facts]:
             form,
             inputs=[entry],
             # Without a type, a float16 program's input and output would be float16.
-            outputs=[ct.TensorType(name="embedding", dtype=np.float32)],
+            outputs=[ct.TensorType(name=job.output_name, dtype=np.float32)],
             convert_to="mlprogram",
             compute_precision=precision,
             minimum_deployment_target=ct.target.iOS17,
@@ -181,7 +183,9 @@ def save(model: Any, job: ConvertJob) -> None:
         what = job.metadata.get("hetero.role", "")
         logits = what == "classifier"
         about.shortDescription = (
-            f"Image classifier: the logits of {job.dim} classes"
+            f"Linearised image classifier: {job.dim} numbers, one a class"
+            if job.adaptation is not None
+            else f"Image classifier: the logits of {job.dim} classes"
             if logits
             else f"Image embedding ({what} model): {job.dim} numbers, a row of length 1"
         )
@@ -198,7 +202,7 @@ def save(model: Any, job: ConvertJob) -> None:
             if job.bake
             else f"RGB as float32 (n, 3, {side}, {side}), normalised outside"
         )
-        kind = "logits" if logits else "embedding"
+        kind = "logits" if logits else job.output_name
         out.shortDescription = f"The {kind}, float32 (n, {job.dim})"
         about.userDefined[_seal.KEY] = _seal.BLANK
         file.write_bytes(_seal.seal(spec.SerializeToString(deterministic=True)))

@@ -111,12 +111,14 @@ class ConvertJob:
         bake: True: uint8 NHWC in, preprocessing inside. False: float32 NCHW, normalised outside.
         batch: Fixed number of pictures a call, or 0 for any number.
         size_px: Side of the input.
-        dim: Length of the embedding.
+        dim: Length of the embedding, or number of outputs.
         metadata: Texts that the file has to carry, all keys begin with "hetero.".
         calibration: A .npy file of uint8 NHWC training pictures; given for int8, else None.
         threads: For the converter and the runtimes it calls.
         judge: A .npz of `Judging`, if int8 shall keep to limits.
         most_lost, most_flips: Those limits.
+        adaptation: A file of `hetero.lqf`: the bundle's linearised model with this change is what
+            is converted, and its outputs are no unit rows; None for the bundle's own net.
     """
 
     bundle: Path
@@ -133,6 +135,12 @@ class ConvertJob:
     judge: Path | None = None
     most_lost: float = 1.0
     most_flips: float = 1.0
+    adaptation: Path | None = None
+
+    @property
+    def output_name(self) -> str:
+        """What the file's output is called: unit rows are an embedding, others are outputs."""
+        return "embedding" if self.adaptation is None else "outputs"
 
     @property
     def input(self) -> Literal["uint8_nhwc", "float32_nchw"]:
@@ -153,7 +161,7 @@ class ConvertJob:
     def from_json(cls, text: str) -> ConvertJob:
         """The job that `to_json` wrote."""
         raw = json.loads(text)
-        kept = ("bundle", "output", "calibration", "judge")
+        kept = ("bundle", "output", "calibration", "judge", "adaptation")
         return cls(**{**raw, **{k: raw[k] and Path(raw[k]) for k in kept}})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -54,6 +55,12 @@ GATES: Mapping[str, Gate] = MappingProxyType(
 
 #: The L2 tail is float in every precision, so rows have length 1 but for rounding.
 LENGTH_TOLERANCE = 1e-3
+
+#: How far an output of a linearised model's float32 file may be from the exact one.
+OUTPUT_TOLERANCE = 1e-4
+
+#: Pictures a Jacobian-vector product is taken of at a time; bounds memory.
+_SOME = 16
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,8 @@ def check(job: ConvertJob, probe: Probe, space: Space) -> Facts:
     with variant.load(job.output) as runner:
         raw = runner(inputs)
         runtime = runner.runtime
+    if job.adaptation is not None:
+        return {**_outputs(job, job.adaptation, probe, raw), "compared_with": runtime}
     logits = job.metadata.get("hetero.role") == "classifier"
     parity = measure(probe.ids, probe.vectors, raw, space, logits)
     parity.judge(GATES[job.precision])
@@ -216,4 +225,39 @@ def check(job: ConvertJob, probe: Probe, space: Space) -> Facts:
         "worst_id": parity.worst_id,
         "probes": parity.n,
         "compared_with": runtime,
+    }
+
+
+def _outputs(job: ConvertJob, adaptation: Path, probe: Probe, raw: np.ndarray[Any, Any]) -> Facts:
+    """How far a linearised model's file is from its Jacobian-vector product, on the probe.
+
+    Raises:
+        ExportError: Too far, or not of the same shape.
+    """
+    import torch
+
+    from hetero import lqf
+
+    bundle, found = Bundle.load(job.bundle, verify=False), lqf.Adaptation.load(adaptation)
+    images = torch.from_numpy(bundle.preprocess.tensor(probe.pixels))
+    net = lqf.base(bundle, found.head)
+    rows = [lqf.by_jvp(net, found.change, part) for part in torch.split(images, _SOME)]
+    right = torch.cat(rows).numpy()
+    if raw.shape != right.shape:
+        raise ExportError(
+            f"the written file gave an array of shape {raw.shape}, expected {right.shape}"
+        )
+    apart = np.abs(raw.astype(np.float64) - right).max(axis=1)
+    worst = int(np.argmax(np.where(np.isnan(apart), np.inf, apart)))
+    if not apart[worst] <= OUTPUT_TOLERANCE:
+        raise ExportError(
+            f"the written file does not do what the Jacobian-vector product does: outputs differ "
+            f"by {apart[worst]:.3g}, at most {OUTPUT_TOLERANCE:g} was expected (probe picture "
+            f"{probe.ids[worst]!r}, outputs up to {np.abs(right).max():.3g}); use another format"
+        )
+    return {
+        "max_abs_diff": float(apart[worst]),
+        "largest_output": float(np.abs(right).max()),
+        "worst_id": probe.ids[worst],
+        "probes": len(probe.ids),
     }

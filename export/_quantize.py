@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from hetero import models
+from hetero import lqf, models
 from hetero.bundle import Bundle
 from hetero.errors import ExportError
 from hetero.export._job import ConvertJob, Runner
-from hetero.models import mobilenet
+from hetero.models import mobilenet, timm
 
 T = TypeVar("T")
 
@@ -50,9 +50,15 @@ def net_of(job: ConvertJob, hard_swish: HardSwish = "as it is") -> nn.Module:
         hard_swish: How to write that activation, for a runtime that likes one form better.
     """
     bundle = Bundle.load(job.bundle, verify=False)
-    net: nn.Module = _Contiguous(models.load_any(bundle))
-    if hard_swish != "as it is":
-        _rewrite(net, nn.Hardswish if hard_swish == "fused" else _Relu6Swish)
+    net: nn.Module
+    if job.adaptation is None:
+        net = _Contiguous(models.load_any(bundle))
+        if hard_swish != "as it is":
+            _rewrite(net, nn.Hardswish if hard_swish == "fused" else _Relu6Swish)
+        net = timm.deployed(net)
+    else:
+        # It looks its weights up by their names in the net, so no part of that may be rewritten.
+        net = _Contiguous(lqf.linearised(bundle, lqf.Adaptation.load(job.adaptation)))
     if job.bake:
         net = models.FromPixels(net, bundle.preprocess)
     return net.eval().requires_grad_(False)

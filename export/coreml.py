@@ -63,9 +63,11 @@ def convert(job: ConvertJob) -> Facts:
         )
     from hetero.export import _coreml_convert as steps
     from hetero.export import _quantize
-    from hetero.models import timm
 
-    model, how = steps.converted(steps.whole(timm.deployed(_quantize.net_of(job))), job)
+    net = _quantize.net_of(job)
+    if job.adaptation is None:
+        net = steps.folded(net)
+    model, how = steps.converted(steps.of_planes(net), job)
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"target": "iOS 17, macOS 14", **how}
     half = job.precision != "fp32"

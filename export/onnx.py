@@ -44,13 +44,12 @@ def convert(job: ConvertJob) -> Facts:
     onnx = require("onnx", EXTRA)
     _runtime()
     from hetero.export import SENSITIVITY, _mixed, _onnx_quantize, _onnx_weight_only, _quantize
-    from hetero.models import timm
 
     def candidate(raw: bytes) -> Runner:
         return _Session(raw, "candidate", job.threads)
 
     # One fused operator is the faster form, but it has no int8 kernel.
-    net = timm.deployed(_quantize.net_of(job, "as it is" if job.precision == "int8" else "fused"))
+    net = _quantize.net_of(job, "as it is" if job.precision == "int8" else "fused")
     model, how = trace(net, job)
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"opset": OPSET, **how}
@@ -96,7 +95,7 @@ def trace(net: Any, job: ConvertJob) -> tuple[Any, Facts]:
     common: dict[str, Any] = {
         "opset_version": OPSET,
         "input_names": [name],
-        "output_names": ["embedding"],
+        "output_names": [job.output_name],
     }
     try:
         program = torch.onnx.export(
@@ -115,7 +114,7 @@ def trace(net: Any, job: ConvertJob) -> tuple[Any, Facts]:
     import onnx
 
     path = job.output.with_name(f"torchscript{SUFFIX}")
-    axes = None if job.batch else {name: {0: "n"}, "embedding": {0: "n"}}
+    axes = None if job.batch else {name: {0: "n"}, job.output_name: {0: "n"}}
     torch.onnx.export(net, example, path, dynamo=False, dynamic_axes=axes, **common)
     return onnx.load(path), {
         "exporter": "torchscript",

@@ -47,12 +47,11 @@ def convert(job: ConvertJob) -> Facts:
     import torch
 
     from hetero.export import SENSITIVITY, _mixed, _quantize, _tflite_quantize, _tflite_weight_only
-    from hetero.models import timm
 
     def candidate(raw: bytes) -> Runner:
         return _Interpreter(raw, "candidate", job.threads)
 
-    net = timm.deployed(_quantize.net_of(job, "relu6" if job.precision == "int8" else "fused"))
+    net = _quantize.net_of(job, "relu6" if job.precision == "int8" else "fused")
     example = torch.zeros(job.input_shape, dtype=torch.uint8 if job.bake else torch.float32)
     model: bytes = litert_torch.convert(net, (example,)).model_content()
     facts: Facts = {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
@@ -131,7 +130,7 @@ def _finished(model: bytes, job: ConvertJob) -> bytes:
     main = graph.subgraphs[0]
     for side, ends, name in (
         (graph.signatureDefs[0].inputs, main.inputs, b"pixels" if job.bake else b"images"),
-        (graph.signatureDefs[0].outputs, main.outputs, b"embedding"),
+        (graph.signatureDefs[0].outputs, main.outputs, job.output_name.encode()),
     ):
         side[0].name = main.tensors[int(ends[0])].name = name
     builder = flatbuffers.Builder(len(model) + 4096)

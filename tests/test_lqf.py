@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ SPECS = (
     "mobilenet:width=0.5,se=1,act=hswish",
     "elastic:width=0.25",
     "shufflenet:width=0.2,last=16",
+    "leaky:resnet:width=4",
 )
 
 
@@ -85,6 +88,63 @@ def test_the_dual_stream_is_the_limit_of_finite_differences(spec: str) -> None:
     expected = (at(step) - at(-step)) / (2 * step)
     found = model(x) - model.net(x)
     assert ((found - expected).norm() / expected.norm()).item() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 2, 1), (2, None, 0), ((3, 2), (1, 2), (1, 0))]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_max_pooling_passes_on_the_change_of_the_largest(
+    size: Any, stride: Any, padding: Any
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(size, stride, padding), nn.Flatten(), nn.LazyLinear(3)
+    )
+    net(pictures(2, 9))
+    model, x = DualStream(net.double(), pictures(2, 9).double()), pictures(3, 9, 5).double()
+    delta = change_of(model)
+    model.add(delta)
+    torch.testing.assert_close(model(x), lqf.by_jvp(net, delta, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_bounds_of_activations_stop_a_change() -> None:
+    torch.manual_seed(0)
+    for act in (nn.ReLU6(), nn.Hardtanh(-0.5, 0.5), nn.LeakyReLU(0.3), nn.ReLU(inplace=True)):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(12, 30), act, nn.Linear(30, 3)).double()
+        with torch.no_grad():
+            net[1].weight.mul_(20)  # so that every bound is met
+        x = pictures(6, 2).double()
+        model = DualStream(net, x[:2])
+        delta = change_of(model)
+        model.add(delta)
+        torch.testing.assert_close(model(x), lqf.by_jvp(net, delta, x), rtol=1e-10, atol=1e-10)
+
+
+def test_activations_that_are_not_leaky_are_counted() -> None:
+    assert linearised("leaky:resnet:width=4").silent == 0
+    assert linearised("resnet:width=4").silent == 9
+
+
+def test_the_jvp_is_that_of_a_function_one_can_differentiate_by_hand() -> None:
+    # (w·x)² has the derivative 2·(w·x)·x in w.
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(2, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.line(x) * self.line(x)
+
+    net = Squared()
+    with torch.no_grad():
+        net.line.weight.copy_(torch.tensor([[2.0, 3.0]]))
+    found = lqf.by_jvp(
+        net, {"line.weight": torch.tensor([[1.0, -1.0]])}, torch.tensor([[1.0, 4.0]])
+    )
+    # w·x = 14; 196 + 2 · 14 · (1 - 4)
+    assert found.item() == pytest.approx(196 - 84)
 
 
 def test_a_model_without_a_change_is_the_net() -> None:
@@ -200,6 +260,35 @@ def test_the_objective_by_hand() -> None:
     aim = 2.0 * np.eye(3)[labels.numpy()]
     expected = 0.5 * ((outputs - aim) ** 2).sum(1).mean() + 0.5 * 0.1 * 9
     assert lqf.objective(model, x, labels, settings).item() == pytest.approx(expected)
+
+
+def test_a_customer_is_forgotten_by_training_on_without_them() -> None:
+    # The optimum does not depend on the start: what is left is as if the rest alone had been seen.
+    model, x, labels = tiny()
+    settings = lqf.Settings(epochs=200, batch=24, lr=1.0, alpha=2.0, pull=1e-2)
+    lqf.fit(model, x, labels, settings, reporter=quiet())
+    both = model(x).detach()
+    lqf.fit(model, x[:16], labels[:16], settings, reporter=quiet())
+    expected = closed_form(model, x[:16], labels[:16], settings)
+    assert (model(x[:16]) - expected).abs().max().item() < 1e-2
+    assert (both[:16] - expected).abs().max().item() > 0.1
+
+
+def test_changes_learnt_apart_add_their_outputs_but_are_not_what_is_learnt_together() -> None:
+    settings = lqf.Settings(epochs=200, batch=24, lr=1.0, alpha=2.0, pull=1e-2)
+    model, x, labels = tiny()
+    plain, deltas, gained = model(x).detach(), [], []
+    for part in (slice(0, 12), slice(12, 24)):
+        model.forget()
+        lqf.fit(model, x[part], labels[part], settings, reporter=quiet())
+        deltas.append(model.delta)
+        gained.append(model(x).detach() - plain)
+    model.forget()
+    for delta in deltas:
+        model.add(delta)
+    torch.testing.assert_close(model(x).detach(), plain + gained[0] + gained[1])
+    together = closed_form(model, x, labels, settings)
+    assert (model(x) - together).abs().max().item() > 0.1
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 0}, {"lr": 0.0}, {"alpha": -1.0}, {"damping": 0.0}])

@@ -132,6 +132,18 @@ INFERRED: dict[str, tuple[Build, NDArray[Any]]] = {
     "pow": (lambda x: mb.pow(x=x, y=np.float32(1.5)), POSITIVE),
     "maximum": (lambda x: mb.maximum(x=x, y=np.float32(0.25)), X4),
     "minimum": (lambda x: mb.minimum(x=x, y=_random(5, 6)), X4),
+    "select greater": (
+        lambda x: mb.select(
+            cond=mb.greater(x=x, y=np.float32(0.25)), a=x, b=mb.mul(x=x, y=np.float32(0.5))
+        ),
+        X4,
+    ),
+    "select less": (
+        lambda x: mb.select(
+            cond=mb.less(x=x, y=_random(5, 6)), a=mb.mul(x=x, y=np.float32(0.5)), b=x
+        ),
+        X4,
+    ),
     "abs": (lambda x: mb.abs(x=x), X4),
     "square": (lambda x: mb.square(x=x), X4),
     "sqrt": (lambda x: mb.sqrt(x=x), POSITIVE),

@@ -21,6 +21,7 @@ from hetero.space import Space
 #: Of each family one to run, at a size that its smallest member takes.
 SPECS = {
     "elastic": ("elastic:width=0.25", 16),
+    "leaky": ("leaky:resnet:width=4", 16),
     "mobilenet": ("mobilenet:width=0.25,depth=0.3", 16),
     "resnet": ("resnet:width=4", 16),
     "shufflenet": ("shufflenet:width=0.2,last=16", 16),
@@ -38,6 +39,7 @@ VARIANTS = (
     "elastic:depth=123,kernel=357357357,expand=234562345,size=16",
     "elastic:width=0.5,stride=1,se=1,act=hswish,last=64",
     "shufflenet:width=0.25,stem=2,ops=357x357x357x357x357x,inner=01234567890123456789",
+    "leaky:slope=0.1,mobilenet:width=0.25,depth=0.3",
     "resnet:width=4,depth=18",
     "resnet:width=4,depth=34",
     "resnet:width=4,stem=large",

@@ -23,6 +23,7 @@ from hetero.cli import (
     check,
     demo,
     diagnose,
+    lqf,
     machines,
     pct,
     search,
@@ -65,6 +66,7 @@ app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(search.nas, name="nas")
 app.add_typer(upgrade.app, name="upgrade")
+app.add_typer(lqf.app, name="lqf")
 
 
 def main() -> None:

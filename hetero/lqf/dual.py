@@ -7,7 +7,9 @@ f(x; w) + J(x)·dw, the first-order expansion of the net in its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ Delta = Mapping[str, Tensor]
 #: A value and its change; None where nothing before it can change.
 _Pair = tuple[Any, Tensor | None]
 _aten = torch.ops.aten
+_SILENT = (_aten.relu, _aten.relu_, _aten.hardtanh, _aten.hardtanh_)
 
 
 class DualStream(nn.Module):
@@ -72,6 +75,11 @@ class DualStream(nn.Module):
             self(example)  # every operator is met once, so that a missing rule is told now
 
     @property
+    def silent(self) -> int:
+        """Activations that pass nothing on of what is off; see `hetero.models.leaky`."""
+        return sum(getattr(n.target, "overloadpacket", None) in _SILENT for n in self._graph.nodes)
+
+    @property
     def delta(self) -> dict[str, Tensor]:
         """A copy of the change of each parameter, by the parameter's name in the net."""
         return {name: self.changes[key].detach().clone() for name, key in self._keys.items()}
@@ -98,27 +106,68 @@ class DualStream(nn.Module):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
         """What the net gives, plus what its change gives."""
-        pairs: dict[torch.fx.Node, _Pair] = {}
-        for node in self._graph.nodes:
-            if node.op == "placeholder":
-                pairs[node] = self._given(node.name, x)
-            elif node.op == "call_function":
-                pairs[node] = _apply(node, pairs)
-        (out,) = next(n for n in self._graph.nodes if n.op == "output").args[0]
-        value, change = pairs[out]
+        value, change = self._pair(x, self.changes)
         whole: Tensor = value if change is None else value + change
         return whole
 
-    def _given(self, name: str, x: Tensor) -> _Pair:
+    def product(
+        self, x: Float[Tensor, "n ..."], direction: Sequence[Tensor]
+    ) -> Float[Tensor, "n k"]:
+        """J(x)·direction, in the order of `changes`; what is in `changes` has no say in it."""
+        _, change = self._pair(x, dict(zip(self.changes.keys(), direction, strict=True)))
+        assert change is not None, "the output depends on a layer"
+        return change
+
+    def _pair(self, x: Tensor, changes: Mapping[str, Tensor] | nn.ParameterDict) -> _Pair:
+        """Value and change of the output, for these changes of the weights."""
+        pairs: dict[torch.fx.Node, _Pair] = {}
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                pairs[node] = self._given(node.name, x, changes)
+            elif node.op == "call_function":
+                pairs[node] = _apply(node, pairs)
+        given: Any = next(n for n in self._graph.nodes if n.op == "output").args[0]
+        return pairs[given[0]]
+
+    def _given(
+        self, name: str, x: Tensor, changes: Mapping[str, Tensor] | nn.ParameterDict
+    ) -> _Pair:
         if name in self._constants:
-            return self._constants[name], None
+            return self._constants[name].to(x.device), None
         if name not in self._stored:
             return x, None
         stored = self._stored[name]
         path, _, leaf = stored.rpartition(".")
         value = getattr(self.net.get_submodule(path), leaf)
         key = self._keys.get(stored)
-        return value, None if key is None else self.changes[key]
+        return value, None if key is None else changes[key]
+
+
+def by_jvp(net: nn.Module, delta: Delta, images: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+    """f(x; w) + J(x)·delta by PyTorch's forward mode in float64: what every file is held to.
+
+    Nothing of it is shared with `DualStream`.
+
+    Args:
+        net: In evaluation mode.
+        delta: Of its parameters.
+        images: As it takes them.
+    """
+    exact = copy.deepcopy(net).double()
+    changes = {name: tensor.detach().double() for name, tensor in delta.items()}
+    weights = {name: exact.get_parameter(name).detach() for name in changes}
+    batch = images.double()
+
+    def outputs(parameters: dict[str, Tensor]) -> Tensor:
+        rows: Tensor = torch.func.functional_call(exact, parameters, (batch,))
+        return rows
+
+    with warnings.catch_warnings():
+        # Forward mode compiles by what PyTorch calls deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found: Any = torch.func.jvp(outputs, (weights,), (changes,))
+    whole: Tensor = (found[0] + found[1]).detach()
+    return whole
 
 
 def _apply(node: torch.fx.Node, pairs: dict[torch.fx.Node, _Pair]) -> _Pair:
@@ -210,38 +259,79 @@ def _cat(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any
     return target(*args, **kwargs), target(parts, *args[1:], **kwargs)
 
 
-def _sloped(slope: Callable[..., Tensor]) -> _Rule:
-    """An element-wise function with this slope, of the same arguments."""
+def _leaky(slope: float | None = None) -> _Rule:
+    """A ReLU with this slope below zero, or with the one that its second argument says."""
 
     def rule(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
-        return target(*args, **kwargs), changes[0] * slope(*args, **kwargs)
+        below = slope if slope is not None else args[1] if len(args) > 1 else 0.01
+        # A choice between two streams; a stream times a mask would need the mask as a tensor.
+        change = torch.where(args[0] > 0, changes[0], below * changes[0])
+        return target(*args, **kwargs), change
 
     return rule
 
 
-def _leaky(value: Tensor, slope: float = 0.01) -> Tensor:
-    return torch.where(value > 0, torch.ones_like(value), torch.full_like(value, slope))
+def _clamp(low: float | None = None, high: float | None = None) -> _Rule:
+    """A clamp, whose bounds are its further arguments; these where it has none."""
+
+    def rule(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+        value, change = args[0], changes[0]
+        least = args[1] if len(args) > 1 else low
+        most = args[2] if len(args) > 2 else high
+        nothing = torch.zeros_like(change)
+        if least is not None:
+            change = torch.where(value > least, change, nothing)
+        if most is not None:
+            change = torch.where(value < most, change, nothing)
+        return target(*args, **kwargs), change
+
+    return rule
 
 
-def _clamp(value: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    inside = torch.ones_like(value)
-    if low is not None:
-        inside = torch.where(value > low, inside, torch.zeros_like(value))
-    if high is not None:
-        inside = torch.where(value < high, inside, torch.zeros_like(value))
-    return inside
+def _max_pool(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
+    """A maximum over windows: the change of the pixel that is the maximum, the first if several.
+
+    Written as a race of the window's places, because no format but ONNX can gather by the place
+    that a pooling found.
+    """
+    value, change = args[0], changes[0]
+    size, stride, padding, dilation, ceil = (*args[1:], *(None,) * 5)[:5]
+    size, padding = _two(size), _two(padding or 0)
+    stride, dilation = _two(stride or size), _two(dilation or 1)
+    if ceil or dilation != (1, 1):
+        raise ConfigError("LQF: a max pooling with ceil_mode or dilation has no rule here")
+    out = target(*args, **kwargs)
+    sides = (padding[1], padding[1], padding[0], padding[0])
+    value = nn.functional.pad(value, sides, value=torch.finfo(value.dtype).min)
+    change = nn.functional.pad(change, sides)
+    ends = [(n - 1) * s + 1 for n, s in zip(out.shape[2:], stride, strict=True)]
+    best: Tensor | None = None
+    won: Tensor | None = None
+    for i in range(size[0]):
+        for j in range(size[1]):
+            here = (..., slice(i, i + ends[0], stride[0]), slice(j, j + ends[1], stride[1]))
+            if best is None or won is None:
+                best, won = value[here], change[here]
+            else:
+                won = torch.where(value[here] > best, change[here], won)
+                best = torch.maximum(best, value[here])
+    return out, won
+
+
+def _two(of: Any) -> tuple[int, int]:
+    """A number of both directions, or one for each."""
+    both = (of, of) if isinstance(of, int) else tuple(of) * (2 // len(of))
+    return both[0], both[1]
 
 
 _RULES: dict[Any, _Rule] = {
     **dict.fromkeys((_aten.conv2d, _aten.linear), _layer),
     **dict.fromkeys((_aten.add, _aten.add_, _aten.sub), _add),
-    **dict.fromkeys((_aten.relu, _aten.relu_), _sloped(lambda value: _leaky(value, 0.0))),
-    **dict.fromkeys((_aten.leaky_relu, _aten.leaky_relu_), _sloped(_leaky)),
-    **dict.fromkeys((_aten.clamp, _aten.clamp_), _sloped(_clamp)),
-    **dict.fromkeys(
-        (_aten.hardtanh, _aten.hardtanh_),
-        _sloped(lambda value, low=-1.0, high=1.0: _clamp(value, low, high)),
-    ),
+    **dict.fromkeys((_aten.relu, _aten.relu_), _leaky(0.0)),
+    **dict.fromkeys((_aten.leaky_relu, _aten.leaky_relu_), _leaky()),
+    **dict.fromkeys((_aten.clamp, _aten.clamp_), _clamp()),
+    **dict.fromkeys((_aten.hardtanh, _aten.hardtanh_), _clamp(-1.0, 1.0)),
+    _aten.max_pool2d: _max_pool,
     **dict.fromkeys(
         (
             _aten.adaptive_avg_pool2d,

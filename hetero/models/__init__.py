@@ -240,10 +240,10 @@ def load_any(bundle: Bundle) -> EmbeddingNet | ClassifierNet:
     """
     model = bundle.manifest.model
     if bundle.role == "classifier":
-        spec = _architecture(model.backbone)
+        spec = architecture(model.backbone)
         return _filled(classifier(spec, model.dim, bundle.preprocess.size_px), bundle)
     own = model.map.dim if model.map else model.dim
-    net = build(_architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
+    net = build(architecture(model.backbone), own, bundle.preprocess.size_px, inner=model.inner)
     if model.map:
         from hetero.models._mapped import MappedNet
 
@@ -303,8 +303,8 @@ def as_it_is(
     )
 
 
-def _architecture(spec: str) -> str:
-    """The backbone's name without a wish for pretrained weights: a bundle brings its own."""
+def architecture(spec: str) -> str:
+    """A backbone's name without a wish for pretrained weights: a bundle brings its own."""
     family, _, rest = spec.partition(":")
     if family not in _plugins.names(__name__):
         return spec

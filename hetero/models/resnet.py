@@ -40,10 +40,12 @@ class _Block(nn.Module):
         self.every = stride if inputs < 8 else 1
         step = stride // self.every
         self.around = nn.Identity() if same else _conv(inputs, outputs, 1, step)
+        self.end = nn.ReLU()  # a module, so that `leaky` can put another in its place
 
     def forward(self, x: Tensor) -> Tensor:
         beside = x if self.every == 1 else x[:, :, :: self.every, :: self.every]
-        return nn.functional.relu(self.inner(x) + self.around(beside))
+        out: Tensor = self.end(self.inner(x) + self.around(beside))
+        return out
 
 
 def build(text: str = "") -> nn.Module:

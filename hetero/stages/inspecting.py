@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hetero.bundle import Bundle, digest
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, require
 from hetero.passport import SUFFIX as PASSPORT
 from hetero.passport import Passport, beside, check_file
 from hetero.report import Report
 from hetero.space import Embeddings
+
+#: Of an adaptation of a linearised model; its module needs PyTorch, and this one does not.
+ADAPTATION = "hetero.adaptation/1"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -42,6 +45,11 @@ def inspect(path: Path) -> dict[str, Any]:
                 raise ConfigError(f"{path}: a {name} file without hetero metadata")
             return {"file": str(path), "format": name, **found, **_passport_beside(path)}
     if path.suffix == ".safetensors":
+        if _schema(path) == ADAPTATION:
+            require("torch", "lqf")
+            from hetero import lqf
+
+            return {"file": str(path), **lqf.Adaptation.load(path).facts()}
         vectors = Embeddings.load(path)
         return {
             "file": str(path),
@@ -84,6 +92,17 @@ def inspect(path: Path) -> dict[str, Any]:
             for f in bundle.exported()
         },
     }
+
+
+def _schema(path: Path) -> str:
+    """What a safetensors file says that it is; empty where it says nothing or cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return str((file.metadata() or {}).get("hetero.schema", ""))
+    except (OSError, SafetensorError, ValueError):
+        return ""
 
 
 def _passport_beside(path: Path) -> dict[str, Any]:
