@@ -299,11 +299,11 @@ def test_a_trained_bundle_turned_leaky_stays_in_its_space(tmp_path: Path) -> Non
         images,
         recipe,
         PREPROCESS,
-        Settings(epochs=4, batch=16, lr=1e-2, keep_going=True),
+        Settings(epochs=30, batch=16, lr=1e-2, keep_going=True),
         tmp_path / "gallery",
         reporter=quiet(),
     )
-    how = Settings(epochs=6, batch=16, lr=3e-3, keep_going=True)
+    how = Settings(epochs=10, batch=16, lr=1e-4, keep_going=True)
     made = adapting.leaky(gallery, images, how, tmp_path / "leaky", reporter=quiet())
     assert made.manifest.model.backbone == "leaky:resnet:width=4"
     assert made.space == gallery.space
@@ -316,7 +316,7 @@ def test_a_trained_bundle_turned_leaky_stays_in_its_space(tmp_path: Path) -> Non
         for net in (turned, models.load(made))
     )
     assert after > swapped
-    assert after > 0.9
+    assert after > 0.95
     with pytest.raises(ConfigError, match="a gallery bundle without a map is needed"):
         adapting.leaky(made, images, how, tmp_path / "again", reporter=quiet())
 

@@ -83,7 +83,7 @@ FULL = Size(
     steps=(120, 600),
     linear_steps=(25, 160),
     tested=1000,
-    optimum=300,
+    optimum=500,
     race=300,
     racing=20,
 )
@@ -98,7 +98,7 @@ QUICK = Size(
     steps=(10, 20),
     linear_steps=(5, 10),
     tested=50,
-    optimum=40,
+    optimum=160,
     race=30,
     racing=5,
 )

@@ -276,8 +276,8 @@ def _clamp(low: float | None = None, high: float | None = None) -> _Rule:
 
     def rule(target: Any, args: list[Any], changes: list[Any], kwargs: dict[str, Any]) -> _Pair:
         value, change = args[0], changes[0]
-        given = args[1:3]
-        least, most = [*given, *(low, high)[len(given) :]]
+        least = args[1] if len(args) > 1 else low
+        most = args[2] if len(args) > 2 else high
         nothing = torch.zeros_like(change)
         if least is not None:
             change = torch.where(value > least, change, nothing)
