@@ -300,11 +300,11 @@ def test_a_trained_bundle_turned_leaky_stays_in_its_space(tmp_path: Path) -> Non
         recipe,
         PREPROCESS,
         # Long enough that batch norms have settled: else any further step moves the vectors.
-        Settings(epochs=20, batch=16, lr=1e-2, keep_going=True),
+        Settings(epochs=30, batch=16, lr=1e-2, keep_going=True),
         tmp_path / "gallery",
         reporter=quiet(),
     )
-    how = Settings(epochs=20, batch=16, lr=1e-2, keep_going=True)
+    how = Settings(epochs=10, batch=16, lr=1e-4, keep_going=True)
     made = adapting.leaky(gallery, images, how, tmp_path / "leaky", reporter=quiet())
     assert made.manifest.model.backbone == "leaky:resnet:width=4"
     assert made.space == gallery.space
@@ -316,8 +316,8 @@ def test_a_trained_bundle_turned_leaky_stays_in_its_space(tmp_path: Path) -> Non
         (models.embed_pixels(net, PREPROCESS, probe.pixels) * probe.vectors).sum(1).mean()
         for net in (turned, models.load(made))
     )
-    assert after > swapped + 0.03
-    assert after > 0.85
+    assert after > swapped
+    assert after > 0.95
     with pytest.raises(ConfigError, match="a gallery bundle without a map is needed"):
         adapting.leaky(made, images, how, tmp_path / "again", reporter=quiet())
 

@@ -31,7 +31,9 @@ def leaky(
     views: Annotated[int, typer.Option(min=0, help="Stored augmented views.")] = 4,
     epochs: Annotated[int, typer.Option()] = 5,
     batch: Batch = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    lr: Annotated[
+        float, typer.Option(help="Peak learning rate; small, as little is to be made good.")
+    ] = 3e-4,
     seed: Seed = 0,
     resume: Resume = False,
     json_: Json = False,
