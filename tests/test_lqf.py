@@ -11,7 +11,7 @@ from toys import quiet
 
 from hetero import lqf, models
 from hetero.errors import ConfigError
-from hetero.lqf import DualStream
+from hetero.lqf import DualStream, train
 
 SPECS = (
     "resnet:width=4",
@@ -235,6 +235,35 @@ def test_training_ends_in_the_one_optimum(optimizer: str, lr: float, epochs: int
     lqf.fit(model, x, labels, settings, reporter=quiet())
     expected = closed_form(model, x, labels, settings)
     assert (model(x) - expected).abs().max().item() < 1e-2
+
+
+def test_a_step_is_the_lowest_point_of_the_plane_it_may_move_in() -> None:
+    # Six values of a quadratic of two numbers give all its coefficients, and those its minimum.
+    model, x, labels = tiny()
+    settings = lqf.Settings(alpha=2.0, pull=0.1)
+    generator = torch.Generator().manual_seed(3)
+    changes = list(model.changes.values())
+    a, b = (
+        [size * torch.randn(c.shape, generator=generator, dtype=c.dtype) for c in changes]
+        for size in (0.1, 3.0)
+    )
+
+    def at(u: float, v: float) -> float:
+        with torch.no_grad():
+            for change, one, two in zip(changes, a, b, strict=True):
+                change.copy_(u * one + v * two)
+            return float(lqf.objective(model, x, labels, settings))
+
+    zero = at(0, 0)
+    uu, vv = at(1, 0) + at(-1, 0) - 2 * zero, at(0, 1) + at(0, -1) - 2 * zero
+    uv = at(1, 1) - at(1, 0) - at(0, 1) + zero
+    slope = [(at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2]
+    u, v = -np.linalg.solve([[uu, uv], [uv, vv]], slope)
+    model.forget()
+    gradient = torch.autograd.grad(lqf.objective(model, x, labels, settings), changes)
+    found = train._best_step(model, x, gradient, [a, b], settings.pull)
+    for part, one, two in zip(found, a, b, strict=True):
+        torch.testing.assert_close(part, u * one + v * two, rtol=1e-6, atol=1e-9)
 
 
 def test_two_seeds_end_in_the_same_model() -> None:

@@ -31,7 +31,7 @@ PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
 TUNED = (("new", 3e-3), ("new", 1e-2), ("probe", 1e-3), ("probe", 3e-3))
 
 #: LQF: share of the best step, and weight of the pull to the base.
-LINEAR = ((1.0, 1e-2), (1.0, 1e-1), (0.3, 1e-2))
+LINEAR = ((1.0, 1e-2), (0.3, 1e-2))
 
 #: Rates of the two optimisers on the same quadratic.
 RATES: Mapping[str, tuple[float, ...]] = {"kfac": (0.5, 1.0), "adam": (1e-3, 3e-3, 1e-2)}
@@ -83,8 +83,8 @@ FULL = Size(
     steps=(120, 600),
     linear_steps=(25, 160),
     tested=1000,
-    optimum=500,
-    race=300,
+    optimum=400,
+    race=200,
     racing=20,
 )
 QUICK = Size(
