@@ -266,7 +266,7 @@ def test_the_embedding_layer_is_counted_too() -> None:
     [
         (
             "mobilnet",
-            "unknown model 'mobilnet'; there are elastic, mobilenet, resnet, shufflenet, timm, "
+            "unknown model 'mobilnet'; there are elastic, leaky, mobilenet, resnet, shufflenet, timm, "
             "torchvision",
         ),
         ("mobilnet:width=2", "unknown model 'mobilnet'"),
@@ -294,7 +294,7 @@ def test_the_embedding_layer_is_counted_too() -> None:
         ("nowhere.at:all", r"cannot call nowhere\.at:all\(\)"),
         (
             "nowhere:all",
-            r"cannot call nowhere:all\(\).*families here are elastic, mobilenet, resnet",
+            r"cannot call nowhere:all\(\).*families here are elastic, leaky, mobilenet, resnet",
         ),
         (":all", "cannot call"),
         ("json:nothing_of_this_name", "cannot call json"),
