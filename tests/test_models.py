@@ -266,8 +266,8 @@ def test_the_embedding_layer_is_counted_too() -> None:
     [
         (
             "mobilnet",
-            "unknown model 'mobilnet'; there are elastic, leaky, mobilenet, resnet, shufflenet, timm, "
-            "torchvision",
+            "unknown model 'mobilnet'; there are elastic, leaky, mobilenet, resnet, shufflenet, "
+            "timm, torchvision",
         ),
         ("mobilnet:width=2", "unknown model 'mobilnet'"),
         ("resnet:widht=4", r"'widht=4' is not one of its options; .* width=32, depth=10"),
