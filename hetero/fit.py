@@ -13,7 +13,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -80,12 +80,16 @@ class Objective(nn.Module):
 
     Attributes:
         net: What is kept at the end.
+        tables: Views drawn beforehand, seen in turn; none for fresh ones in each epoch.
     """
 
     net: nn.Module
+    tables: Sequence[Tensor] = ()
 
     def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
         """The views of all pictures for an epoch, shape (count, augment.WIDTH)."""
+        if self.tables:
+            return self.tables[epoch % len(self.tables)]
         return augment.draw(count, generator)
 
     def forward(

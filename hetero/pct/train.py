@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hetero import models
 from hetero._files import canonical_json, make_folder
 from hetero._processes import processes
-from hetero.augment import Augment, View
+from hetero.augment import View
 from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import BundleError, ConfigError, DataError
@@ -27,7 +27,7 @@ from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.space import Space
 from hetero.train._pictures import decoded, spread
-from hetero.train._stored import stored_vectors
+from hetero.train._stored import drawn_views, stored_rows, stored_vectors
 from hetero.train._writing import finished, run_digest, spoken_by_one, write
 
 #: Peak learning rate of classifiers.
@@ -121,12 +121,6 @@ class ClassifierObjective(Objective):
         self.register_buffer("head_weight", head.weight if head else None, persistent=False)
         self.register_buffer("head_bias", head.bias if head else None, persistent=False)
 
-    def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
-        """The epoch's stored views in turn, or fresh ones."""
-        if self.tables:
-            return self.tables[epoch % len(self.tables)]
-        return augment.draw(count, generator)
-
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
     ) -> Tensor:
@@ -137,8 +131,7 @@ class ClassifierObjective(Objective):
             head = methods.OldHead(self.head_weight, self.head_bias)  # type: ignore[arg-type]
         old = None
         if self.old:
-            at = rows.cpu().numpy()
-            found = np.mean([stored[epoch % len(stored), at] for stored in self.old], axis=0)
+            found = np.mean([stored_rows(s, epoch, rows) for s in self.old], axis=0)
             old = torch.from_numpy(found.astype(np.float32)).to(pixels.device)
         return self.method.loss(
             methods.Step(
@@ -201,9 +194,7 @@ def train_classifier(
     reporter = spoken_by_one(reporter)
     pictures = _gather(images, preprocess, reporter)
     folder = make_folder(root / "training")
-    generator = torch.Generator().manual_seed(settings.seed + 77)
-    count = len(pictures.pixels)
-    tables = [settings.augment.draw(count, generator) for _ in range(recipe.views)]
+    tables = drawn_views(settings, len(pictures.pixels), recipe.views)
     columns = head = None
     stored: list[Float32[np.ndarray, "v n k"]] = []
     if method.needs:

@@ -21,6 +21,20 @@ from hetero.fit import Settings
 from hetero.progress import Reporter
 
 
+def drawn_views(settings: Settings, count: int, views: int) -> list[Tensor]:
+    """So many views of each of `count` pictures, drawn before training; a seed gives the same."""
+    generator = torch.Generator().manual_seed(settings.seed + 77)
+    return [settings.augment.draw(count, generator) for _ in range(views)]
+
+
+def stored_rows(
+    stored: Float32[np.ndarray, "v n d"], epoch: int, rows: Tensor
+) -> Float32[np.ndarray, "b d"]:
+    """The stored vectors of a batch, of the view that the epoch sees."""
+    found: Float32[np.ndarray, "b d"] = stored[epoch % len(stored), rows.cpu().numpy()]
+    return found
+
+
 def stored_vectors(
     folder: Path,
     gallery: Bundle,

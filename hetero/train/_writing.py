@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
+from torch import Tensor
 
 from hetero import _checkpoint, models
 from hetero._files import canonical_json
 from hetero._processes import processes
 from hetero.bundle import Bundle, Model, Role
 from hetero.data import Images
-from hetero.errors import BundleError
+from hetero.errors import BundleError, ConfigError
 from hetero.fit import Settings
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
@@ -67,6 +69,33 @@ def finished(root: Path, run: Mapping[str, Any], settings: Settings) -> Bundle |
         if bundle.manifest.recipe.get("run") == run_digest(run, settings):
             return bundle
     return None
+
+
+def space_name(backbone: str) -> str:
+    """A backbone's name as the name of a space."""
+    return backbone.replace(":", "-").replace("=", "").replace(",", "-").replace("/", "-")
+
+
+def head_arrays(rows: np.ndarray[Any, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A gallery model's class rows, and the classes, as `head_of` reads them."""
+    return {"rows": rows, "classes": np.frombuffer("\n".join(classes).encode(), np.uint8)}
+
+
+def head_of(gallery: Bundle) -> tuple[Tensor, tuple[str, ...]]:
+    """The gallery model's class rows, and the classes.
+
+    Raises:
+        ConfigError: The bundle has no classifier.
+    """
+    try:
+        tensors = gallery.tensors("head")
+    except BundleError as error:
+        raise ConfigError(
+            f"{gallery.root}: this method needs the gallery model's classifier, but the bundle has "
+            "none; use a label-free method such as regression"
+        ) from error
+    names = tuple(tensors["classes"].tobytes().decode().split("\n"))
+    return torch.from_numpy(tensors["rows"].copy()), names
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,15 @@ from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.space import Space
 from hetero.train._pictures import gather, score
-from hetero.train._writing import bytes_digest, finished, run_digest, spoken_by_one, write
+from hetero.train._writing import (
+    bytes_digest,
+    finished,
+    head_arrays,
+    run_digest,
+    space_name,
+    spoken_by_one,
+    write,
+)
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,12 @@ def train_gallery(
     )
     weights = models.arrays(net)
     digest = space_digest(bytes_digest(weights), preprocess, recipe.dim)
-    name = recipe.backbone.replace(":", "-").replace("=", "").replace(",", "-").replace("/", "-")
     return write(
         root,
         run=run_digest(run, settings),
         net=net,
         role="gallery",
-        space=Space(name, digest, recipe.dim),
+        space=Space(space_name(recipe.backbone), digest, recipe.dim),
         backbone=recipe.backbone,
         preprocess=preprocess,
         recipe={**asdict(recipe), "method": "classification"},
@@ -145,9 +151,6 @@ def train_gallery(
         pictures=pictures,
         tensors={
             "weights": weights,
-            "head": {
-                "rows": head.rows().detach().cpu().numpy(),
-                "classes": np.frombuffer("\n".join(classes).encode(), np.uint8),
-            },
+            "head": head_arrays(head.rows().detach().cpu().numpy(), classes),
         },
     )

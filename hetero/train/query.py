@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from hetero import methods, models
 from hetero._files import make_folder
 from hetero._processes import processes
-from hetero.augment import Augment, View
+from hetero.augment import View
 from hetero.bundle import Bundle
 from hetero.data import Images
-from hetero.errors import BundleError, ConfigError
+from hetero.errors import ConfigError
 from hetero.fit import Check, Objective, Settings, fit
 from hetero.models import _nested as nested
 from hetero.progress import Reporter
 from hetero.train._pictures import Pictures, gather, score
-from hetero.train._stored import stored_vectors
-from hetero.train._writing import finished, run_digest, spoken_by_one, write
+from hetero.train._stored import drawn_views, stored_rows, stored_vectors
+from hetero.train._writing import finished, head_of, run_digest, spoken_by_one, write
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,11 @@ class QueryObjective(Objective):
         self.setup, self.tables = setup, tables
         self.register_buffer("labels", setup.labels, persistent=False)
 
-    def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
-        """The epoch's stored views in turn, or fresh ones."""
-        if self.tables:
-            return self.tables[epoch % len(self.tables)]
-        return augment.draw(count, generator)
-
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
     ) -> Tensor:
         """The method's loss of one batch; of several nets, the mean of theirs."""
-        stored = self.setup.gallery
-        gallery = torch.from_numpy(stored[epoch % len(stored), rows.cpu().numpy()])
+        gallery = torch.from_numpy(stored_rows(self.setup.gallery, epoch, rows))
         labels = None if self.labels is None else self.labels[rows]  # type: ignore[index]
         seen = self.view(pixels, views)
         if isinstance(self.net, nested.Several):
@@ -271,14 +264,12 @@ def fit_query(
     net = build(pictures)
     gallery_net = models.load(gallery).to(processes().device)
     folder = make_folder(root / "training")
-    generator = torch.Generator().manual_seed(settings.seed + 77)
-    count = len(pictures.pixels)
     if settings.augment.mix and not recipe.views:
         raise ConfigError(
             "blended pictures need the gallery model's vectors of the very same blends: "
             "set views to at least 1"
         )
-    tables = [settings.augment.draw(count, generator) for _ in range(recipe.views)]
+    tables = drawn_views(settings, len(pictures.pixels), recipe.views)
     stored = stored_vectors(
         make_folder(vectors) if vectors else folder,
         gallery,
@@ -377,23 +368,6 @@ def setup_for(
         if pictures.labels is not None:
             head_labels = _in_head(gallery, classes, pictures.classes, pictures.labels)
     return methods.Setup(stored, pictures.labels, len(pictures.classes), rows, head_labels, seed)
-
-
-def head_of(gallery: Bundle) -> tuple[Tensor, tuple[str, ...]]:
-    """The gallery model's class rows, and the classes.
-
-    Raises:
-        ConfigError: The bundle has no classifier.
-    """
-    try:
-        tensors = gallery.tensors("head")
-    except BundleError as error:
-        raise ConfigError(
-            f"{gallery.root}: this method needs the gallery model's classifier, but the bundle has "
-            "none; use a label-free method such as regression"
-        ) from error
-    names = tuple(tensors["classes"].tobytes().decode().split("\n"))
-    return torch.from_numpy(tensors["rows"].copy()), names
 
 
 def _in_head(

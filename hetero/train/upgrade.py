@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hetero import methods, models
 from hetero._files import make_folder
 from hetero._processes import processes
-from hetero.augment import Augment, View
+from hetero.augment import View
 from hetero.bundle import Bundle, space_digest
 from hetero.data import Images
 from hetero.errors import ConfigError, DataError, SpaceMismatchError
@@ -38,9 +38,18 @@ from hetero.heads import CosineHead, Margin, simplex
 from hetero.progress import Reporter
 from hetero.space import Space
 from hetero.train._pictures import Pictures, gather, score
-from hetero.train._stored import stored_vectors
-from hetero.train._writing import bytes_digest, finished, run_digest, spoken_by_one, write
-from hetero.train.query import head_of, setup_for
+from hetero.train._stored import drawn_views, stored_rows, stored_vectors
+from hetero.train._writing import (
+    bytes_digest,
+    finished,
+    head_arrays,
+    head_of,
+    run_digest,
+    space_name,
+    spoken_by_one,
+    write,
+)
+from hetero.train.query import setup_for
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,6 @@ class UpgradeObjective(Objective):
         self.held = nn.ModuleList(held)
         self.register_buffer("labels", labels, persistent=False)
 
-    def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
-        """The epoch's stored views in turn, or fresh ones."""
-        if self.tables:
-            return self.tables[epoch % len(self.tables)]
-        return augment.draw(count, generator)
-
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
     ) -> Tensor:
@@ -130,8 +133,7 @@ class UpgradeObjective(Objective):
         loss = nn.functional.cross_entropy(self.head(vectors, labels), labels)
         for older in self.held:
             assert isinstance(older, Held)
-            stored = older.setup.gallery
-            theirs = torch.from_numpy(stored[epoch % len(stored), rows.cpu().numpy()])
+            theirs = torch.from_numpy(stored_rows(older.setup.gallery, epoch, rows))
             ours = vectors
             if older.dim < vectors.shape[1]:
                 ours = nn.functional.normalize(vectors[:, : older.dim], dim=1)
@@ -200,8 +202,7 @@ def train_upgrade(
     net = models.build(recipe.backbone, dim, preprocess.size_px, inner=inner)
     head = _head(old, recipe, dim, pictures.classes)
     folder = make_folder(root / "training")
-    generator = torch.Generator().manual_seed(settings.seed + 77)
-    tables = [settings.augment.draw(len(pictures.pixels), generator) for _ in range(recipe.views)]
+    tables = drawn_views(settings, len(pictures.pixels), recipe.views)
     held, watched = [], None
     for bundle in older:
         theirs = models.load(bundle).to(processes().device)
@@ -241,7 +242,7 @@ def train_upgrade(
     space, nested = old.space, old.nested
     if dim > old.space.dim:
         digest = space_digest(bytes_digest(weights), preprocess, dim)
-        space, nested = Space(_plain(recipe.backbone), digest, dim), (old.space, *old.nested)
+        space, nested = Space(space_name(recipe.backbone), digest, dim), (old.space, *old.nested)
     # Neither may be scored on a class that the other has seen: they are compared.
     seen = {*pictures.classes, *(c for b in older for c in b.train_classes())}
     return write(
@@ -330,9 +331,4 @@ def _classifier(old: Bundle, head: CosineHead, pictures: Pictures) -> dict[str, 
         before = [at for at, name in enumerate(names) if name not in set(classes)]
         rows = np.concatenate([rows, theirs.numpy()[before]])
         classes += [names[at] for at in before]
-    return {"rows": rows, "classes": np.frombuffer("\n".join(classes).encode(), np.uint8)}
-
-
-def _plain(backbone: str) -> str:
-    """A backbone's name as the name of a space."""
-    return backbone.replace(":", "-").replace("=", "").replace(",", "-").replace("/", "-")
+    return head_arrays(rows, classes)
