@@ -5,7 +5,7 @@ Nothing is trained here but maps between vectors; see `hetero.stages.upgrading` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ from hetero import refresh as refreshing
 from hetero._files import make_folder, write_atomically, write_json
 from hetero.bundle import Bundle
 from hetero.data import Images, Split
-from hetero.errors import ConfigError, SpaceMismatchError
-from hetero.evaluate import Scores, scores, task
+from hetero.errors import ConfigError, MissingExtraError, SpaceMismatchError
+from hetero.evaluate import Scores, Task, scores, task
 from hetero.metrics import Score
 from hetero.progress import Reporter
 from hetero.refresh import Correction, Curve
+from hetero.render import upgrades
 from hetero.space import Embeddings
 from hetero.stages import aligning
 from hetero.stages.checking import unseen
@@ -162,7 +163,7 @@ def _home(query: Bundle, galleries: Sequence[Bundle]) -> Bundle:
 
 def _embedded(
     bundles: Sequence[Bundle], images: Images, split: Split, reporter: Reporter
-) -> tuple[Any, dict[str, Embeddings]]:
+) -> tuple[Task, dict[str, Embeddings]]:
     """A split's task, and its pictures' vectors by each bundle, by digest."""
     job = task(images, split)
     out, pixels = {}, {}
@@ -310,7 +311,7 @@ def refresh(
             reporter.line(str(error))
     module, k = versions.metric_of(options.metric)
 
-    def drawn(
+    def curve(
         order: Sequence[str],
         how: Correction | None = None,
         by: tuple[Embeddings, Embeddings, Embeddings] = (queries, before, after),
@@ -330,13 +331,14 @@ def refresh(
             what = ", corrected" if way else ""
             found = []
             for order in random:
-                found.append(drawn(order, way))
+                found.append(curve(order, way))
                 bar.advance(1)
             curves[f"random{what}"] = refreshing.mean_curve(found)
-            curves[f"uncertain first{what}"] = drawn(first, way)
+            curves[f"uncertain first{what}"] = curve(first, way)
             bar.advance(1)
         if control is not None:
-            curves["control"] = drawn(random[0], by=_as_if(control, old, job, images, reporter))
+            as_if = _as_if(control, vectors[old.digest], job, images, reporter)
+            curves["control"] = curve(random[0], by=as_if)
             bar.advance(1)
     done = Refreshed(
         curves,
@@ -353,7 +355,11 @@ def refresh(
     )
     make_folder(output)
     write_json(output / "refresh.json", done.to_json(options.metric))
-    _draw_refresh(done, options.metric, output / "refresh.svg", reporter)
+    drawn(
+        output / "refresh.svg",
+        lambda: upgrades.refresh(done.curves, done.before, options.metric),
+        reporter,
+    )
     return done
 
 
@@ -385,26 +391,24 @@ def _training(
 
 
 def _as_if(
-    control: Bundle, old: Bundle, job: Any, images: Images, reporter: Reporter
+    control: Bundle, old: Embeddings, job: Task, images: Images, reporter: Reporter
 ) -> tuple[Embeddings, Embeddings, Embeddings]:
     """Queries and new rows by a model that is not compatible, as if it were."""
-    if control.space.dim != old.space.dim:
+    dim = old.space.dim
+    if control.space.dim != dim:
         raise SpaceMismatchError(
-            f"{control.root}: the control has dim {control.space.dim}, the old model "
-            f"{old.space.dim}; train it with --dim {old.space.dim}"
+            f"{control.root}: the control has dim {control.space.dim}, the old model {dim}; train "
+            f"it with --dim {dim}"
         )
-    theirs = embed(old, job.ids, images.pixels(job.rows, old.preprocess), reporter)
     pixels = images.pixels(job.rows, control.preprocess)
     ours = embed(control, job.ids, pixels, reporter).pretend_in(old.space)
-    return ours, theirs, ours
+    return ours, old, ours
 
 
-def _draw_refresh(done: Refreshed, metric: str, path: Path, reporter: Reporter) -> None:
-    from hetero.errors import MissingExtraError
-    from hetero.render import upgrades
-
+def drawn(path: Path, draw: Callable[[], str], reporter: Reporter) -> None:
+    """A plot in a file, or a word on why there is none."""
     try:
-        write_atomically(path, upgrades.refresh(done.curves, done.before, metric))
+        write_atomically(path, draw())
     except MissingExtraError as error:
         reporter.line(f"no plot: {error}")
 

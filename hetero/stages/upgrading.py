@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero import versions
-from hetero._files import make_folder, storage_errors, write_atomically, write_json
+from hetero._files import make_folder, storage_errors, write_json
 from hetero.bundle import Bundle
 from hetero.data import Images
-from hetero.errors import ConfigError, MissingExtraError, TrainingError
+from hetero.errors import ConfigError, TrainingError
 from hetero.evaluate import Task, task
 from hetero.progress import Reporter
+from hetero.render import upgrades
 from hetero.space import Embeddings
+from hetero.stages import aligning
 from hetero.stages.embedding import embed
-from hetero.stages.migrating import Versions, version_matrix
+from hetero.stages.migrating import Versions, drawn, version_matrix
 
 if TYPE_CHECKING:
     from hetero.fit import Settings
     from hetero.train import UpgradeRecipe
 
-#: Name of the closed-form baseline on the frontier: the unconstrained model, turned.
+#: Name of the closed-form baseline on the frontier, the unconstrained model, turned: hours of
+#: training have to beat one singular value decomposition.
 TURNED = "unconstrained, turned"
 
 
@@ -206,11 +209,23 @@ def sweep(
     pixels = images.pixels(job.rows, old.preprocess)
     theirs = embed(old, job.ids, pixels, reporter)
     before = _map(job, theirs, theirs)
-    alone = embed(free, job.ids, pixels, reporter) if free else None
     points: list[Point] = []
-    if free and alone is not None:
-        points.append(_turned(free, old, images, root, alone, theirs, job, reporter))
+    unconstrained = None
+    if free:
+        alone = embed(free, job.ids, pixels, reporter)
+        unconstrained = _map(job, alone, alone)
+        turned = aligning.align(
+            free, old, images, root / "turned", aligning.AlignOptions(), reporter
+        ).bundle
+        crossed = _map(job, embed(turned, job.ids, pixels, reporter), theirs)
+        # A turn leaves distances as they are, so its own index is the unconstrained model's.
+        points.append(Point(TURNED, 0.0, 0.0, crossed, unconstrained))
     base = len(points)
+
+    def swept() -> Sweep:
+        trained = points[base:]
+        chosen = choose(trained, before).name
+        return Sweep(tuple(points), frontier(trained), chosen, before, unconstrained)
 
     def train(influence: float, regression: float) -> None:
         name = f"influence-{influence:g}-regression-{regression:g}"
@@ -246,7 +261,7 @@ def sweep(
                 _map(job, ours, ours),
             )
         )
-        _write(_swept(points, base, before, job, alone), root, reporter)
+        _write(swept(), root, reporter)
 
     for influence in options.influences:
         for regression in options.regressions:
@@ -259,7 +274,7 @@ def sweep(
         train(best.influence, 3 * best.regression or 10.0)
     if not points[base:]:
         raise TrainingError(f"{root}: no point of the sweep came to an end; lower --lr")
-    done = _swept(points, base, before, job, alone)
+    done = swept()
     chosen = root / "points" / done.chosen
     with storage_errors(root / "best"):
         shutil.rmtree(root / "best", ignore_errors=True)
@@ -269,57 +284,24 @@ def sweep(
     return new, done, found
 
 
-def _swept(
-    points: Sequence[Point], base: int, before: float, job: Task, alone: Embeddings | None
-) -> Sweep:
-    trained = points[base:]
-    return Sweep(
-        tuple(points),
-        frontier(trained),
-        choose(trained, before).name,
-        before,
-        None if alone is None else _map(job, alone, alone),
-    )
-
-
 def _map(job: Task, queries: Embeddings, gallery: Embeddings) -> float:
     return versions.scored(job.rank(queries, gallery), "map").value
 
 
-def _turned(
-    free: Bundle,
-    old: Bundle,
-    images: Images,
-    root: Path,
-    alone: Embeddings,
-    theirs: Embeddings,
-    job: Task,
-    reporter: Reporter,
-) -> Point:
-    """The closed-form baseline: hours of training have to beat one singular value decomposition."""
-    from hetero.stages import aligning
-
-    turned = root / "turned"
-    done = aligning.align(free, old, images, turned, aligning.AlignOptions(), reporter)
-    ours = embed(done.bundle, job.ids, images.pixels(job.rows, old.preprocess), reporter)
-    # A turn leaves distances as they are, so its own index is the unconstrained model's.
-    return Point(TURNED, 0.0, 0.0, _map(job, ours, theirs), _map(job, alone, alone))
-
-
 def _write(done: Sweep, root: Path, reporter: Reporter) -> None:
-    from hetero.render import upgrades
-
     write_json(root / "sweep.json", done.to_json())
-    try:
-        text = upgrades.frontier(
-            [(p.name.replace("influence-", "λ ").replace("-regression-", ", r "), p.crossed, p.own)
-             for p in done.points],
-            [n.replace("influence-", "λ ").replace("-regression-", ", r ") for n in done.frontier],
-            done.chosen.replace("influence-", "λ ").replace("-regression-", ", r "),
+
+    def short(name: str) -> str:
+        return name.replace("influence-", "λ ").replace("-regression-", ", r ")
+
+    drawn(
+        root / "frontier.svg",
+        lambda: upgrades.frontier(
+            [(short(p.name), p.crossed, p.own) for p in done.points],
+            [short(name) for name in done.frontier],
+            short(done.chosen),
             done.before,
             done.free,
-        )  # fmt: skip
-    except MissingExtraError as error:
-        reporter.line(f"no plot: {error}")
-        return
-    write_atomically(root / "frontier.svg", text)
+        ),
+        reporter,
+    )
