@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +17,8 @@ from hetero.errors import ConfigError
 if TYPE_CHECKING:
     from hetero.bundle import Bundle
     from hetero.data import Images
+    from hetero.evaluate import Scores
+    from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
     from hetero.report import Report
 
@@ -62,6 +65,37 @@ def one_of(option: str, value: str, kinds: Any) -> Any:
     if value not in there:
         raise ConfigError(f"{option} {value!r}: there are {', '.join(there)}")
     return value
+
+
+def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    """Numbers between commas.
+
+    Raises:
+        ConfigError: Something else is between them.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: write numbers, such as {example}") from None
+
+
+def preprocess_for(backbone: str, size_px: int) -> Preprocess:
+    """A backbone's own preparation of pictures, else 32 px; with `size_px` at that input size."""
+    from hetero import models
+    from hetero.preprocess import Preprocess
+
+    known = models.pretrained_preprocess(backbone) or Preprocess(32)
+    return replace(known, size_px=size_px) if size_px else known
+
+
+def brief(found: Scores) -> dict[str, float]:
+    """Recall@1 and mAP as JSON values."""
+    return {"recall_at_1": found.recall_at_1.value, "map": found.map.value}
+
+
+def brief_row(found: Scores) -> str:
+    """The same for people, below the title "Recall@1     mAP"."""
+    return f"{found.recall_at_1.value:8.3f}{found.map.value:8.3f}"
 
 
 def method_for(name: str, images: Images, reporter: Reporter) -> str:

@@ -37,6 +37,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Seed = Annotated[
     int, typer.Option(help="Of weights, order and augmentation; equal seeds repeat bit for bit.")
 ]
+Size = Annotated[
+    int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
+]
+Rate = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
 Batch = Annotated[int, typer.Option(help="Pictures a step.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli._helpers import load_bundle, reporter, say, settings
+from hetero.cli._helpers import brief, brief_row, load_bundle, reporter, say, settings
 from hetero.cli._options import Data, Json, Output, Quiet, Set
 
 if TYPE_CHECKING:
@@ -75,12 +75,8 @@ def align(
 
 
 def _numbers(score: Scores | None) -> dict[str, float] | None:
-    if score is None:
-        return None
-    return {"recall_at_1": score.recall_at_1.value, "map": score.map.value}
+    return None if score is None else brief(score)
 
 
 def _row(score: Scores | None, why: str) -> str:
-    if score is None:
-        return f"   {why}"
-    return f"{score.recall_at_1.value:8.3f}{score.map.value:8.3f}"
+    return f"   {why}" if score is None else brief_row(score)

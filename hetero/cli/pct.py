@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli._helpers import reporter, say, settings, show_bundle, show_bundles
+from hetero.cli._helpers import (
+    preprocess_for,
+    reporter,
+    say,
+    settings,
+    show_bundle,
+    show_bundles,
+)
 from hetero.cli._options import (
     Batch,
     InventoryFile,
@@ -16,9 +22,11 @@ from hetero.cli._options import (
     KeepGoing,
     Output,
     Quiet,
+    Rate,
     Resume,
     Seed,
     Set,
+    Size,
     SplitName,
 )
 from hetero.cli.machines import chosen
@@ -26,7 +34,6 @@ from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
     from hetero.pct.metrics import Rates
-    from hetero.preprocess import Preprocess
     from hetero.stages.flipping import Compared
 
 app = typer.Typer(
@@ -47,13 +54,9 @@ Pictures = Annotated[
 Backbone = Annotated[
     str, typer.Option(help="mobilenet:width=0.5, resnet:width=16, timm:NAME, package.module:name")
 ]
-Size = Annotated[
-    int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
-]
 Views = Annotated[
     int, typer.Option(min=0, help="Augmented views the old model answers for beforehand.")
 ]
-Rate = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
 Flip = Annotated[
     float, typer.Option(min=0, max=1, help="Probability of a mirror image among the views.")
 ]
@@ -103,7 +106,7 @@ def train(
     bundle = train_classifier(
         flipping.load_closed(data, before[0] if before else None),
         ClassifierRecipe(backbone, method, settings(set_), views),
-        _preprocess(backbone, size),
+        preprocess_for(backbone, size),
         Settings(
             epochs=epochs,
             batch=batch,
@@ -147,7 +150,7 @@ def ensemble(
     made = train_ensemble(
         flipping.load_closed(data),
         ClassifierRecipe(backbone, "none", None, views),
-        _preprocess(backbone, size),
+        preprocess_for(backbone, size),
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, augment=Augment(flip=flip)),
         output,
         members,
@@ -207,14 +210,6 @@ def compare(
     )
     say(json_, found.to_json(), _text(found))
     raise typer.Exit(found.exit_code)
-
-
-def _preprocess(backbone: str, size: int) -> Preprocess:
-    from hetero import models
-    from hetero.preprocess import Preprocess
-
-    known = models.pretrained_preprocess(backbone) or Preprocess(32)
-    return replace(known, size_px=size) if size else known
 
 
 def _text(found: Compared) -> str:

@@ -23,6 +23,7 @@ from hetero.cli._options import (
     KeepGoing,
     Output,
     Quiet,
+    Rate,
     Resume,
     Seed,
     Set,
@@ -68,7 +69,7 @@ def search(
         str, typer.Option(help="Of that training: from inherited weights, or from scratch.")
     ] = "inherited",
     batch: Batch = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
+    lr: Rate = 1e-2,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,

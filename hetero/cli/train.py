@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,9 @@ import typer
 from hetero.cli._helpers import (
     load_bundle,
     method_for,
+    numbers,
     one_of,
+    preprocess_for,
     reporter,
     settings,
     show_bundle,
@@ -24,11 +25,12 @@ from hetero.cli._options import (
     KeepGoing,
     Output,
     Quiet,
+    Rate,
     Resume,
     Seed,
     Set,
+    Size,
 )
-from hetero.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True, help="Train a gallery model, or a query model into its space."
@@ -43,13 +45,11 @@ def gallery(
         str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")
     ] = "resnet:width=16",
     dim: Annotated[int, typer.Option(help="Length of the embedding.")] = 128,
-    size: Annotated[
-        int, typer.Option(help="Input side in pixels; 0 takes the backbone's own, else 32.")
-    ] = 0,
+    size: Size = 0,
     head: Annotated[str, typer.Option(help="cosine, arcface, plain or simplex")] = "cosine",
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    lr: Rate = 3e-3,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
@@ -57,19 +57,16 @@ def gallery(
     quiet: Quiet = False,
 ) -> None:
     """Train a gallery model by classification; its weights define a new space."""
-    from hetero import models
     from hetero.fit import Settings
     from hetero.heads import Margin
-    from hetero.preprocess import Preprocess
     from hetero.stages import embedding
     from hetero.train import GalleryRecipe, train_gallery
 
     margin = one_of("--head", head, Margin)
-    known = models.pretrained_preprocess(backbone) or Preprocess(32)
     bundle = train_gallery(
         embedding.load_images(data),
         GalleryRecipe(backbone, dim, margin),
-        replace(known, size_px=size) if size else known,
+        preprocess_for(backbone, size),
         Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
         output,
         resume=resume,
@@ -112,7 +109,7 @@ def query(
     ] = None,
     epochs: Annotated[int, typer.Option()] = 40,
     batch: Batch = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-2,
+    lr: Rate = 1e-2,
     qat: Annotated[
         int, typer.Option(min=0, help="Epochs at the end that train it as it will run in int8.")
     ] = 0,
@@ -142,15 +139,11 @@ def query(
         augment=Augment(mix=mix),
     )
     if widths:
-        try:
-            wanted = [float(part) for part in widths.split(",")]
-        except ValueError:
-            raise ConfigError(f"--widths {widths!r}: write numbers, such as 0.25,0.5,1") from None
         made = train_widths(
             parent,
             images,
             recipe,
-            wanted,
+            numbers("--widths", widths, "0.25,0.5,1"),
             how,
             output,
             vectors=vectors,

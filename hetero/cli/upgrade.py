@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hetero.cli._helpers import load_bundle, one_of, reporter, say, settings
+from hetero.cli._helpers import (
+    brief,
+    brief_row,
+    load_bundle,
+    numbers,
+    one_of,
+    reporter,
+    say,
+    settings,
+)
 from hetero.cli._options import (
     Batch,
     Data,
@@ -15,6 +24,7 @@ from hetero.cli._options import (
     KeepGoing,
     Output,
     Quiet,
+    Rate,
     Resume,
     Seed,
     Set,
@@ -22,16 +32,16 @@ from hetero.cli._options import (
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.evaluate import Scores
     from hetero.stages.migrating import Versions
+    from hetero.verdict import Decided
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Replace a gallery model without breaking what is in the field or in the index.",
 )
 
-#: Exit code of a verdict.
-CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
+#: How numbers are written, for who did not.
+WEIGHTS = "0,10,30"
 
 Metrics = Annotated[
     list[str] | None,
@@ -85,7 +95,7 @@ def train(
     ] = 8,
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    lr: Rate = 3e-3,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
@@ -110,7 +120,9 @@ def train(
         if method != "bct+regression":
             raise ConfigError("--sweep is over the weights of bct+regression; leave --method away")
         options = upgrading.SweepOptions(
-            _numbers("--influences", influences), _numbers("--regressions", regressions), free=free
+            numbers("--influences", influences, WEIGHTS),
+            numbers("--regressions", regressions, WEIGHTS),
+            free=free,
         )
         bundle, tried, found = upgrading.sweep(
             parent, images, recipe, how, options, output, told, ancestors=before
@@ -141,7 +153,7 @@ def train(
         *_matrix_lines(found),
     ]
     say(json_, {"bundle": str(bundle.root), **value, **found.to_json()}, "\n".join(text))
-    raise typer.Exit(CODES[found.matrix.outcome])
+    _leave(found.matrix.outcome)
 
 
 @app.command()
@@ -182,7 +194,7 @@ def matrix(
     if output is not None:
         write_json(output, found.to_json())
     say(json_, found.to_json(), "\n".join(_matrix_lines(found)))
-    raise typer.Exit(CODES[found.matrix.outcome])
+    _leave(found.matrix.outcome)
 
 
 @app.command()
@@ -216,7 +228,7 @@ def refresh(
         parent,
         load_bundle(new, "gallery"),
         embedding.load_images(data, parent),
-        migrating.RefreshOptions(metric, _numbers("--shares", shares), orders, map),
+        migrating.RefreshOptions(metric, numbers("--shares", shares, WEIGHTS), orders, map),
         output,
         reporter(quiet),
         query=load_bundle(query) if query else None,
@@ -240,7 +252,7 @@ def refresh(
         f"curves: {output / 'refresh.svg'}",
     ]
     say(json_, done.to_json(metric), "\n".join(lines))
-    raise typer.Exit(CODES[done.outcome])
+    _leave(done.outcome)
 
 
 @app.command()
@@ -292,40 +304,31 @@ def map(
         more = Embeddings.load(apply_side) if apply_side else None
         done.map.apply(Embeddings.load(apply), more).save(mapped)
     rows = (
-        ("old model, old index", done.before),
-        ("new model, old index mapped", done.mapped),
-        ("new model, new index", done.after),
+        ("before", "old model, old index", done.before),
+        ("mapped", "new model, old index mapped", done.mapped),
+        ("after", "new model, new index", done.after),
     )
     value = {
         "map": str(output),
         "pairs": done.pairs,
         "source": done.map.source.id,
         "target": done.map.target.id,
-        **{k: _plain(s) for k, s in zip(("before", "mapped", "after"), (s for _, s in rows))},  # noqa: B905
+        **{key: brief(found) for key, _, found in rows},
     }
     lines = [
         f"map {map} from {done.map.source.id} into {done.map.target.id}: {done.pairs:,} pairs, "
         f"{output}",
         f"{'validation':<31}Recall@1     mAP",
-        *(f"  {name:<29}{s.recall_at_1.value:8.3f}{s.map.value:8.3f}" for name, s in rows),
+        *(f"  {name:<29}{brief_row(found)}" for _, name, found in rows),
     ]
     say(json_, value, "\n".join(lines))
 
 
-def _plain(score: Scores) -> dict[str, float]:
-    return {"recall_at_1": score.recall_at_1.value, "map": score.map.value}
+def _leave(outcome: Decided) -> None:
+    """Exit with a verdict's code."""
+    from hetero.report import EXIT_CODES
 
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers between commas.
-
-    Raises:
-        ConfigError: Something else is between them.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{option} {text!r}: write numbers, such as 0,10,30") from None
+    raise typer.Exit(EXIT_CODES[outcome])
 
 
 def _matrix_lines(found: Versions) -> list[str]:

@@ -18,6 +18,7 @@ from hetero.data import Images, Split
 from hetero.errors import ConfigError, DataError
 from hetero.pct import metrics
 from hetero.progress import Reporter
+from hetero.report import EXIT_CODES
 from hetero.verdict import Decision
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class Compared:
     @property
     def exit_code(self) -> int:
         """0 pass or nothing judged, 1 fail, 3 inconclusive."""
-        codes = {"pass": 0, "fail": 1, "inconclusive": 3}
-        return codes[self.decision.outcome] if self.decision else 0
+        return EXIT_CODES[self.decision.outcome] if self.decision else 0
 
     def to_json(self) -> dict[str, Any]:
         """The comparison without its pictures."""
