@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 from hetero import models, nas
 from hetero.bundle import Bundle
 from hetero.errors import BundleError, ConfigError, TrainingError
-from hetero.evaluate import Scores
 from hetero.fit import Settings
 from hetero.nas.costs import latency
-from hetero.retrieval import Ranks
 from hetero.stages import searching
 from hetero.stages.searching import MeasureOptions, SearchOptions
 from hetero.train import SupernetRecipe, load_supernet, train_supernet
+from hetero.train.supernet import BATCHES
 
 SPACE = "elastic:widths=0.25/0.5,kernels=3/5,expands=2/3,last=32"
 RECIPE = SupernetRecipe(SPACE, method="regression", views=2)
@@ -133,13 +132,14 @@ def test_of_several_finalists_the_best_on_validation_classes_wins(
     gallery: Bundle, outcome: searching.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = replace(OPTIONS, finalists=2, probes=0)
-    fixed, real, given = outcome.found.first(2), searching.scores, iter([0.3, 0.4])
-
-    def told(ranks: Ranks) -> Scores:
-        found = real(ranks)
-        return replace(found, map=replace(found.map, value=next(given)))
-
-    monkeypatch.setattr(searching, "scores", told)
+    fixed, real, given = outcome.found.first(2), searching.Trained.score_net, iter([0.3, 0.4])
+    # Candidates are scored as always, and finalists, which are nets of their own, as given.
+    monkeypatch.setattr(
+        searching.Trained, "score", lambda self, a: real(self, self.net.extract(a, BATCHES))
+    )
+    monkeypatch.setattr(
+        searching.Trained, "score_net", lambda self, net: nas.Rewards(0.0, next(given))
+    )
     made = run(gallery, tmp_path, options=options)
     assert [c.backbone for c in made.found.first(2)] == [c.backbone for c in fixed]
     assert made.bundle.manifest.model.backbone == fixed[1].backbone

@@ -30,6 +30,27 @@ def existing(name: str, where: str, expected: str) -> Path:
     return root
 
 
+def class_folders(name: str, where: str) -> tuple[Walk, list[Path]]:
+    """A walk over a collection of class folders, and its folders at the top.
+
+    Args:
+        name: See `existing`.
+        where: See `existing`.
+
+    Raises:
+        DataError: There is no such folder, or no folder in it.
+    """
+    walk = Walk(existing(name, where, "a folder with one sub-folder per class"))
+    tops, loose = walk.look(walk.root)
+    if not tops:
+        raise DataError(
+            f"{name}: {f'{len(loose)} files but no' if loose else 'empty, no'} class folders; "
+            "put the pictures of each class in a sub-folder of their own: CLASS/PICTURE.jpg"
+        )
+    walk.pass_over(loose, "not in a class folder")
+    return walk, tops
+
+
 class Walk:
     """One pass over a tree: each folder is entered once, so that links cannot make it endless."""
 

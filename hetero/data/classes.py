@@ -13,9 +13,8 @@ from pathlib import Path
 
 from hetero.data import Images, Skipped, Split, by_picture
 from hetero.data._pictures import printable, unusable
-from hetero.data._walk import Walk, existing
+from hetero.data._walk import class_folders
 from hetero.data.folder import SPLIT_FOLDERS
-from hetero.errors import DataError
 from hetero.preprocess import decode
 
 
@@ -30,15 +29,8 @@ def source(where: str, seed: int = 0) -> Images:
         DataError: There is no such folder, or it does not hold what a closed set needs.
     """
     name = f"classes:{where}"
-    root = existing(name, where, "a folder with one sub-folder per class")
-    walk = Walk(root)
-    tops, loose = walk.look(root)
-    if not tops:
-        raise DataError(
-            f"{name}: {f'{len(loose)} files but no' if loose else 'empty, no'} class folders; "
-            "put the pictures of each class in a sub-folder of their own: CLASS/PICTURE.jpg"
-        )
-    walk.pass_over(loose, "not in a class folder")
+    walk, tops = class_folders(name, where)
+    root = walk.root
     entries: list[tuple[str, str, Split]] = []
     given = all(top.name.lower() in SPLIT_FOLDERS for top in tops)
     if given:

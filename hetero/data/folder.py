@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hetero.data import Images, Split
 from hetero.data._pictures import Entry, collection
-from hetero.data._walk import Walk, existing
+from hetero.data._walk import Walk, class_folders
 from hetero.errors import DataError
 
 #: Name of a folder to the split it holds.
@@ -38,15 +38,8 @@ def source(where: str, seed: int = 0) -> Images:
         DataError: There is no such folder, or it does not hold what the protocol needs.
     """
     name = f"folder:{where}"
-    root = existing(name, where, "a folder with one sub-folder per class")
-    walk = Walk(root)
-    tops, loose = walk.look(root)
-    if not tops:
-        raise DataError(
-            f"{name}: {f'{len(loose)} files but no' if loose else 'empty, no'} class folders; "
-            "put the pictures of each class in a sub-folder of their own: CLASS/PICTURE.jpg"
-        )
-    walk.pass_over(loose, "not in a class folder")
+    walk, tops = class_folders(name, where)
+    root = walk.root
     if all(top.name.lower() in SPLIT_FOLDERS for top in tops):
         return _with_its_split(name, walk, tops, seed)
     entries = [Entry(i, label) for label, ids in walk.classes(tops).items() for i in ids]

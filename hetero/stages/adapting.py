@@ -90,7 +90,7 @@ def leaky(
     from hetero.train import QueryRecipe
     from hetero.train._pictures import Pictures
     from hetero.train._writing import finished
-    from hetero.train.query import fit_query, run_of, write_query
+    from hetero.train.query import fit_and_write, run_of
 
     model = bundle.manifest.model
     if model.map is not None or bundle.role != "gallery":
@@ -110,11 +110,9 @@ def leaky(
         net.load_state_dict(models.load(bundle).state_dict())
         return net
 
-    net, pictures = fit_query(
+    return fit_and_write(
         build, bundle, images, recipe, settings, output, run, None, resume, reporter
     )
-    assert isinstance(net, models.EmbeddingNet)
-    return write_query(output, run, net, recipe, bundle, images, pictures, settings)
 
 
 def train(
@@ -329,8 +327,9 @@ def _tensors(
     """Pictures as the backbone takes them, and their class numbers."""
     import torch
 
-    with reporter.bar(f"read {images.name}", len(rows)) as bar:
-        pixels = images.pixels(rows, bundle.preprocess, on_row=lambda: bar.advance(1))
+    from hetero.train._pictures import decoded
+
+    pixels = decoded(images, tuple(rows), bundle.preprocess, reporter)
     x = torch.from_numpy(np.ascontiguousarray(bundle.preprocess.tensor(pixels)))
     return x, torch.tensor([number[images.labels[r]] for r in rows])
 

@@ -17,7 +17,6 @@ from hetero._files import make_folder, write_json
 from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
-from hetero.evaluate import scores, task
 from hetero.fit import Settings
 from hetero.latency import quiet
 from hetero.nas.costs import latency
@@ -193,10 +192,7 @@ def _winner(
         _own(trained, c, settings, options, root, root / "finalists" / str(at), resume, reporter)
         for at, c in enumerate(first)
     ]
-    watch = task(trained.images, "val")
-    pixels = trained.images.pixels(watch.rows, trained.gallery.preprocess)
-    sides = [models.TorchEmbedder(b).embed(watch.ids, pixels) for b in (trained.gallery, *bundles)]
-    found = [scores(watch.rank(mine, sides[0])).map.value for mine in sides[1:]]
+    found = [trained.score_net(models.load(b)).r2 for b in bundles]
     at = max(range(len(first)), key=found.__getitem__)
     said = ", ".join(f"{x:.3f}" for x in found)
     reporter.line(f"search: finalist {at + 1} of {len(first)} is best, validation mAP {said}")

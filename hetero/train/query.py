@@ -144,11 +144,9 @@ def train_query(
     def build(_: Pictures) -> nn.Module:
         return models.build(recipe.backbone, gallery.space.dim, size_px, inner=recipe.dim)
 
-    net, pictures = fit_query(
+    return fit_and_write(
         build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
     )
-    assert isinstance(net, models.EmbeddingNet)
-    return write_query(root, run, net, recipe, gallery, images, pictures, settings)
 
 
 def train_widths(
@@ -314,6 +312,27 @@ def fit_query(
         phase(rounded, again, make_folder(folder / "qat"), "train query as int8")
         rounded.release()
     return net, pictures
+
+
+def fit_and_write(
+    build: Callable[[Pictures], nn.Module],
+    gallery: Bundle,
+    images: Images,
+    recipe: QueryRecipe,
+    settings: Settings,
+    root: Path,
+    run: dict[str, Any],
+    vectors: Path | None,
+    resume: bool,
+    reporter: Reporter,
+    more: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """The bundle of the one query model that `build` begins."""
+    net, pictures = fit_query(
+        build, gallery, images, recipe, settings, root, run, vectors, resume, reporter
+    )
+    assert isinstance(net, models.EmbeddingNet)
+    return write_query(root, run, net, recipe, gallery, images, pictures, settings, more)
 
 
 def write_query(

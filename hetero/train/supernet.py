@@ -29,7 +29,7 @@ from hetero.nas.supernet import Sampling, Supernet
 from hetero.progress import Reporter
 from hetero.train._pictures import Pictures, gather
 from hetero.train._writing import finished, run_digest, tidy
-from hetero.train.query import QueryRecipe, fit_query, run_of, write_query
+from hetero.train.query import QueryRecipe, fit_and_write, fit_query, run_of, write_query
 
 WEIGHTS, NOTE = "supernet.safetensors", "supernet.json"
 VERSION = 1
@@ -126,36 +126,45 @@ class Trained:
         def build(_: Pictures) -> nn.Module:
             return self.net.extract(architecture)
 
-        net, pictures = fit_query(
-            build, self.gallery, self.images, recipe, settings, root, run, vectors, resume, reporter
+        return fit_and_write(
+            build,
+            self.gallery,
+            self.images,
+            recipe,
+            settings,
+            root,
+            run,
+            vectors,
+            resume,
+            reporter,
+            self._said,
         )
-        assert isinstance(net, models.EmbeddingNet)
-        return self._written(root, run, net, recipe, pictures, settings)
 
     def bundle(self, architecture: Architecture, root: Path) -> Bundle:
         """The query bundle of an architecture with inherited weights."""
         recipe, run = self._run(architecture)
         net = self.net.extract(architecture)
-        return self._written(root, run, net, recipe, self.pictures, self.settings)
+        return write_query(
+            root,
+            run,
+            net,
+            recipe,
+            self.gallery,
+            self.images,
+            self.pictures,
+            self.settings,
+            self._said,
+        )
 
     def _run(self, architecture: Architecture) -> tuple[QueryRecipe, dict[str, Any]]:
         """The recipe of one of its architectures, and what the run is that makes it."""
         recipe = self.recipe.query(self.net.space.backbone(architecture))
         return recipe, {**run_of(self.gallery, self.images, recipe), "supernet": self.digest}
 
-    def _written(
-        self,
-        root: Path,
-        run: Mapping[str, Any],
-        net: models.EmbeddingNet,
-        recipe: QueryRecipe,
-        pictures: Pictures,
-        settings: Settings,
-    ) -> Bundle:
-        said = {"supernet": self.digest[:12], "space": self.recipe.space}
-        return write_query(
-            root, run, net, recipe, self.gallery, self.images, pictures, settings, said
-        )
+    @property
+    def _said(self) -> dict[str, str]:
+        """What the bundle of an architecture tells of where it is from."""
+        return {"supernet": self.digest[:12], "space": self.recipe.space}
 
 
 def train_supernet(
