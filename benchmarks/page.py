@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import upgrades
-from benchmarks.acceptance.rules import judge
+from benchmarks.acceptance.rules import judge, table
 from benchmarks.faults import page as faults
 from benchmarks.flips import page as flips
 from benchmarks.harness import page as harness
@@ -123,12 +123,7 @@ def _acceptance(raw: dict[str, Any]) -> str:
         f"({size['query_epochs']} epochs, {size['views']} stored views), seeds "
         f"{', '.join(str(s['seed']) for s in seeds)}; {minutes:.0f} CPU minutes of training.",
         "",
-        "| | claim | rule | seen | |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | {'holds' if o.passed else '**does not**'} |"
-        for o in outcomes
+        *table(outcomes),
     ]
     if not all(o.passed for o in outcomes):
         lines += ["", _why(size)]

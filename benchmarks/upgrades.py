@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.acceptance.rules import Outcome
+from benchmarks.acceptance.rules import Outcome, table, told
 from benchmarks.lab import chance, embed_test, fewer_classes, machine, pair, parser, save
 
 NAMES = ("emoji", "omniglot")
@@ -361,13 +361,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
         f"on half of the classes, {size['epochs']} epochs, seeds "
         f"{', '.join(str(s['seed']) for s in seeds)}; {minutes:.0f} CPU minutes.",
         "",
-        "| | claim | rule | seen | |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | "
-            f"{'holds' if o.passed else '**does not**'} |"
-            for o in outcomes
-        ),
+        *table(outcomes),
         "",
         "The sweep, validation mAP, seed by seed; in bold what was chosen:",
         "",
@@ -433,10 +427,7 @@ def main() -> int:
                 "seeds": seeds,
             },
         )
-    outcomes = judge(seeds, not args.quick)
-    for o in outcomes:
-        print(f"{o.id} {'holds' if o.passed else 'DOES NOT HOLD'}: {o.claim}\n    {o.seen}")
-    return 0 if all(o.passed for o in outcomes) else 1
+    return told(judge(seeds, not args.quick))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.acceptance.jobs import SIZES, jobs
 from benchmarks.acceptance.measure import procrustes, score
-from benchmarks.acceptance.rules import judge
+from benchmarks.acceptance.rules import judge, told
 from benchmarks.lab import RESULTS, WORK, chance, machine, run, save
 
 
@@ -68,10 +68,7 @@ def main() -> int:
             "seeds": raw,
         },
     )
-    outcomes = judge(raw)
-    for o in outcomes:
-        print(f"{o.id} {'holds' if o.passed else 'DOES NOT HOLD'}: {o.claim}\n    {o.seen}")
-    return 0 if all(o.passed for o in outcomes) else 1
+    return told(judge(raw))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,26 @@ class Outcome:
     passed: bool
 
 
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """The lines of a Markdown table of claims."""
+    return [
+        "| | claim | rule | seen | |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | "
+            f"{'holds' if o.passed else '**does not**'} |"
+            for o in outcomes
+        ),
+    ]
+
+
+def told(outcomes: Sequence[Outcome]) -> int:
+    """Print what became of every claim; the exit code, 1 if one does not hold."""
+    for o in outcomes:
+        print(f"{o.id} {'holds' if o.passed else 'DOES NOT HOLD'}: {o.claim}\n    {o.seen}")
+    return 0 if all(o.passed for o in outcomes) else 1
+
+
 class Seed:
     """The raw results of one seed, by short names. All scores in points, 0..100."""
 

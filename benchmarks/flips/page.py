@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.acceptance.rules import Outcome, table
 
 #: Row labels, in the order of the table.
 ROWS = {
@@ -20,25 +21,6 @@ ROWS = {
     "logit-focus-20": "focal distillation, logits, focus 20",
     "elodi": "ELODI, student to student",
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one claim.
-
-    Attributes:
-        id: As in the list of acceptance experiments.
-        claim: In words.
-        rule: What has to hold.
-        seen: The numbers.
-        passed: Whether it holds.
-    """
-
-    id: str
-    claim: str
-    rule: str
-    seen: str
-    passed: bool
 
 
 def _all(raw: dict[str, Any], label: str, name: str) -> list[float]:
@@ -148,14 +130,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
     lines += [
         f"| ensemble to ensemble | {' | '.join(cells)} |",
         "",
-        "| | claim | rule | seen | |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {o.id} | {o.claim} | {o.rule} | {o.seen} | {'holds' if o.passed else '**does not**'} |"
-        for o in outcomes
-    ]
-    lines += [
+        *table(outcomes),
         "",
         "All strengths at the first seed, on test pictures (error / negative flips / relative):",
         "",

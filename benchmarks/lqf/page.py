@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.acceptance.rules import Outcome, table
+
 #: "Within 2 points", and what counts as few and as many samples a class.
 WITHIN, FEW, MANY = 2.0, 20, 100
 
@@ -37,8 +39,8 @@ def fastest(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
-    """Id, claim, rule, what was seen, whether it holds."""
+def rules(raw: dict[str, Any]) -> list[Outcome]:
+    """The outcome of every claim, in order."""
     found = {n: {way: _mean(v) for way, v in at.items()} for n, at in means(raw).items()}
     few = {n: at for n, at in found.items() if n <= FEW}
     many = {n: at for n, at in found.items() if n >= MANY}
@@ -52,42 +54,42 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
     given = len(fast["adam"]["objective"])
     quicker = kfac is not None and 3 * kfac <= (given if adam is None else adam)
     return [
-        (
+        Outcome(
             "A23",
             "LQF does what fine-tuning does with many samples",
             f"at least {MANY} samples a class: mean accuracy at most {WITHIN:g} points below",
             leads(many, "fine_tuning"),
             bool(many) and all(at["lqf"] >= at["fine_tuning"] - WITHIN for at in many.values()),
         ),
-        (
+        Outcome(
             "A23",
             "and better with few",
             f"at most {FEW} samples a class: mean accuracy not below",
             leads(few, "fine_tuning"),
             bool(few) and all(at["lqf"] >= at["fine_tuning"] for at in few.values()),
         ),
-        (
+        Outcome(
             "A23",
             "and better than a linear probe",
             "every number of samples: mean accuracy above",
             leads(found, "probe"),
             all(at["lqf"] > at["probe"] for at in found.values()),
         ),
-        (
+        Outcome(
             "A24",
             "one optimum, whatever the seed",
             "two changes drawn at random, trained: outputs on test pictures within 0.01",
             f"{two['apart']:.2g} after {two['steps']} steps, {two['apart_before']:.1f} before; outputs up to {two['largest_output']:.1f}",
             two["apart"] < 1e-2,
         ),
-        (
+        Outcome(
             "A25",
             "the two-stream graph is the Jacobian-vector product",
             "float32 outputs within 0.0001; relative to finite differences in float64 below 0.001",
             f"{exact['graph_to_jvp']:.2g}; {exact['finite_differences']:.2g}",
             exact["graph_to_jvp"] < 1e-4 and exact["finite_differences"] < 1e-3,
         ),
-        (
+        Outcome(
             "A26",
             "K-FAC needs at most a third of Adam's steps",
             f"to {100 * raw['left']:g} % of the way from the start to the optimum, each at its best rate",
@@ -102,7 +104,7 @@ def section(raw: dict[str, Any]) -> str:
     size, outcomes = raw["size"], rules(raw)
     seeds = size["seeds"]
     lines = [
-        f"## Linearised fine-tuning, {raw['name']}: {sum(o[-1] for o in outcomes)} of {len(outcomes)} hold",
+        f"## Linearised fine-tuning, {raw['name']}: {sum(o.passed for o in outcomes)} of {len(outcomes)} hold",
         "",
         f"`{raw['command']}`: `{size['backbone']}` at {size['size_px']} px, trained on {', '.join(raw['classes']['known'])} "
         f"({size['pretrain']:,} pictures a class, {size['epochs']} epochs) and adapted to {', '.join(raw['classes']['new'])}. Probe, "
@@ -110,12 +112,7 @@ def section(raw: dict[str, Any]) -> str:
         f"{raw['validation']} validation pictures a class, scores on {size['tested']:,} test pictures a class. Seeds "
         f"{', '.join(map(str, seeds))} of pre-training, samples and order; {raw['cpu_s'] / 60:.0f} CPU minutes.",
         "",
-        "| | claim | rule | seen | |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {i} | {c} | {r} | {s} | {'holds' if ok else '**does not**'} |"
-            for i, c, r, s, ok in outcomes
-        ),
+        *table(outcomes),
         "",
         "Accuracy in percent, mean over seeds, lowest and highest:",
         "",

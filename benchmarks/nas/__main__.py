@@ -43,6 +43,7 @@ from benchmarks.nas.study import (
     searched,
     tuned,
     watched,
+    winner,
 )
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
@@ -96,10 +97,7 @@ def main() -> None:
         watched,
     )
     winners = {
-        s: max(
-            (record for name, record in finalists.items() if f"-finalist-{s}-" in name),
-            key=lambda record: float(record["validation"]["map"]),
-        )
+        s: winner(record for name, record in finalists.items() if f"-finalist-{s}-" in name)
         for s in SEEDS
     }
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Job, machine, parser, run, save
-from benchmarks.nas.study import BUDGET, STUDIES, query_job, searched, watched
+from benchmarks.nas.study import BUDGET, STUDIES, query_job, searched, watched, winner
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
 GROUPS = 15
@@ -50,15 +50,15 @@ def main() -> None:
     )
     job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
 
-    def winner(name: str, first: list[dict[str, Any]]) -> dict[str, Any]:
+    def found(name: str, first: list[dict[str, Any]]) -> dict[str, Any]:
         """Of a search's best candidates, trained on their own, the best on validation classes."""
         own = [query_job(study, f"{name}-{at}", c["backbone"]) for at, c in enumerate(first)]
         made = run(own, args.data, 32, [0], work, workers=2, then=watched, given=[job])[0]
-        return max(made.values(), key=lambda record: float(record["validation"]["map"]))
+        return winner(made.values())
 
     most = gallery.manifest.model.macs / BUDGET
     by_macs = searched(study, args.data, 0, work, most, "budget-0", study.scored)
-    first = winner("finalist-0", by_macs["first"])
+    first = found("finalist-0", by_macs["first"])
 
     def exported(record: dict[str, Any]) -> tuple[Any, Any]:
         made = Bundle.load(work / "seed-0" / record["job"]["name"])
@@ -76,7 +76,7 @@ def main() -> None:
         study.scored,
         f"latency:{work / 'nas-measure' / 'table.csv'}",
     )
-    second = winner("latency", by_latency["first"])
+    second = found("latency", by_latency["first"])
     files.append(exported(second))
     save(
         args.results / f"nas-latency-{args.name}.json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,11 @@ def watched(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     root = folder / found["job"]["name"]
     kept = validation(root, folder / found["job"]["gallery"], data)
     return {**corners(found, data, folder), "validation": kept}
+
+
+def winner(finalists: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The record of `watched` that is best in the gallery's index on validation classes."""
+    return max(finalists, key=lambda record: float(record["validation"]["map"]))
 
 
 def supernet(study: Study, data: str, seed: int, work: Path, method: str = METHOD) -> Any:
