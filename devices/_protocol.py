@@ -15,7 +15,8 @@ terminal or a killed host takes nothing with it. Below the device's work folder:
     RUN/stop              made by the host: end at the next row
     RUN/stdout.txt, stderr.txt, reserve      chatter of the runtime; room for a last error
 
-A run goes like this (times shortened; the far end's own monotonic clock, never the link's):
+A run goes like this (times shortened; the far end's own monotonic clock, never the link's; what a
+runtime cannot be imported without, as NumPy, is part of "import_ns"):
 
     {"hetero": "hello", "t_s": 0.1, "version": 1, "worker": "python", "pid": 71, "numpy": "2.3.5",
         "runtime": "onnxruntime", "runtime_version": "1.32.0", "threads": 1, "cpu": "Cortex-A76",
@@ -39,7 +40,8 @@ Instead of "done" it may end with ``{"hetero": "stopped", "rows": 3, "runs": 0}`
     model-refused     the runtime does not take the model file, or what it gives is no embedding
     input-mismatch    the model takes another dtype or shape
     runtime-missing   the runtime is not installed, does not load, or is not known to this worker
-    file-torn         the model or the inputs are not what was sent (the host sends them again)
+    file-torn         the model or the inputs are not what was sent (the host sends them again);
+                      inputs may be verified while rows are embedded, which are then thrown away
     version           the job is of another version
     disk-full  out-of-memory  busy  run-failed  worker-failed       as they say
 

@@ -33,15 +33,22 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+# NumPy's own algebra is not used here, and starting threads for it takes time and memory.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# From onnxruntime 1.29 on it writes a device id and reports home otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+_began = time.perf_counter_ns()
 import numpy as np
 
-# Before onnxruntime is imported: from 1.29 on it writes a device id and reports home otherwise.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+#: Belongs to importing a runtime: none of their packages loads without NumPy.
+NUMPY_NS = time.perf_counter_ns() - _began
 
 VERSION = 1
 BEGAN = time.monotonic()
 PROFILED_OPS = 500  # the slowest ones
 LEAST_REST_NS = 50_000_000  # of a duty cycle
+STOP_LOOK_S = 0.05  # between two looks for the host's wish to stop
 RESERVE_BYTES = 16384  # given back when the disk is full, so that this can still be said
 PACKAGE = "model.mlpackage"  # while it runs: Core ML reads a folder
 #: Processor features that decide which kernels run, as the kernel calls them = as the field does.
@@ -526,7 +533,7 @@ class Run:
 
     def __init__(self, log: Log, job: dict[str, Any]) -> None:
         self.log, self.job, self.plan = log, job, job["plan"]
-        self.phase, self.rows, self.runs = "load", 0, 0
+        self.phase, self.rows, self.runs, self.looked = "load", 0, 0, 0.0
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
@@ -538,8 +545,12 @@ class Run:
 
     def must_go_on(self) -> None:
         """Nothing, unless the host wants an end."""
-        if os.path.exists("stop"):
-            raise StopError
+        # A look at the disk costs as much as some rows of a fast model.
+        now = time.monotonic()
+        if now - self.looked >= STOP_LOOK_S:
+            self.looked = now
+            if os.path.exists("stop"):
+                raise StopError
 
     def file(self, what: dict[str, Any]) -> str:
         """The path of a file of the job, once its content is known to be what the host meant."""
@@ -552,7 +563,7 @@ class Run:
         job, about = self.job, self.job["inputs"]
         began = time.perf_counter_ns()
         version = import_runtime(job["runtime"])
-        import_ns = time.perf_counter_ns() - began
+        import_ns = NUMPY_NS + time.perf_counter_ns() - began
         me = {"version": VERSION, "worker": "python", "pid": os.getpid(), "numpy": np.__version__}
         threads = 0 if RUNTIMES[job["runtime"]].chooses else job["threads"]
         what = {"runtime": job["runtime"], "runtime_version": version, "threads": threads}
@@ -560,6 +571,8 @@ class Run:
         path, shape = unpacked(self.file(job["model"])), about["shape"]
         self.count, self.checked = shape[0], Verified(about)
         self.inputs = os.open(about["file"], os.O_RDONLY)
+        self.dtype, self.row_shape = np.dtype(about["dtype"]).newbyteorder("<"), shape[1:]
+        self.row_bytes = self.dtype.itemsize * math.prod(self.row_shape)
         wanted, profile = job.get("accelerator", ""), bool(job.get("profile"))
         began = time.perf_counter_ns()
         with refused("model-refused"):
@@ -591,13 +604,10 @@ class Run:
     def block(self, row: int) -> np.ndarray:
         """The inputs of one call; at the end the last row fills a fixed batch up."""
         # Read, not mapped: the inputs must not count as memory that the model needs.
-        dtype = np.dtype(self.job["inputs"]["dtype"]).newbyteorder("<")
-        shape = self.job["inputs"]["shape"][1:]
-        size = dtype.itemsize * math.prod(shape)
         rows = (min(i, self.count - 1) for i in range(row, row + self.batch))
-        parts = [os.pread(self.inputs, size, i * size) for i in rows]
+        parts = [os.pread(self.inputs, self.row_bytes, i * self.row_bytes) for i in rows]
         data = parts[0] if self.batch == 1 else b"".join(parts)
-        return np.frombuffer(data, dtype).reshape(self.batch, *shape)
+        return np.frombuffer(data, self.dtype).reshape(self.batch, *self.row_shape)
 
     def infer(self, block: np.ndarray) -> tuple[np.ndarray, int]:
         """The float32 rows of one call, and its time."""

@@ -8,7 +8,7 @@ latencies stand beside it.
 
 The host's time is that of the whole `run` over SSH: connect, send model and pictures, start,
 follow, fetch, verify. The device's own compute is what its worker says it spent in the runtime:
-importing it, loading the file, and every inference.
+importing it (with NumPy, without which none can be), loading the file, and every inference.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import venv
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,16 @@ def side_by_side(model: Path, format: str, size: int, seed: int) -> dict[str, An
     }
 
 
+def _plain_python(folder: Path) -> Path:
+    """A Python as a device has it: our packages, without what an editable install runs at start."""
+    builder = venv.EnvBuilder(symlinks=True)
+    builder.create(folder)
+    packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    # Packages are found through this line; start-up hooks that lie among them are not run.
+    (packages / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
 def _own(format: str, model: Path, inputs: Path) -> np.ndarray:
     call = [sys.executable, "-m", "benchmarks.harness.own", format, str(model)]
     call += [str(WARMUP), str(RUNS), str(inputs)]
@@ -111,7 +123,9 @@ def over_ssh(model: Path, format: str, size: int, times: int) -> dict[str, Any]:
         # Its host key is not to be stored among the user's.
         mock.patch.dict(os.environ, XDG_CONFIG_HOME=folder),
     ):
-        device = open_device(f"ssh:{server.address},folder={folder}/far")
+        python = _plain_python(Path(folder, "python"))
+        address = server.address.replace(f"python={sys.executable}", f"python={python}")
+        device = open_device(f"ssh:{address},folder={folder}/far")
         out = Path(folder, "out")
         for number in range(times + 1):
             begun = time.perf_counter()

@@ -71,7 +71,7 @@ def overhead(raw: dict[str, Any]) -> str:
     lines += [
         "",
         f"The host's whole time for {first['pictures']:,} pictures of {raw['host_px']} px over SSH (a real OpenSSH server on this machine) over what the device's "
-        f"runtime took to import, load and run them; median of {len(first['runs']) - 1}, limit {limit}. The first run sends "
+        f"runtime took to import (with NumPy), load and run them; median of {len(first['runs']) - 1}, limit {limit}. The first run sends "
         f"{first['sent_bytes'] / 1e6:.0f} MB of pictures and model; later ones find them there, as the second file of a check does. Host "
         "and device share the processors here, so that sending costs the device as well.",
         "",

@@ -27,7 +27,7 @@ from sshd import Proxy, Sshd, free_port, missing
 
 from benchmarks.latency_ab import write_stack
 from hetero.devices import Device, Plan, RunResult, open_device, run
-from hetero.devices._protocol import Reader, Row
+from hetero.devices._protocol import Error, Reader, Row
 from hetero.errors import HeteroError
 
 KINDS = ("local", "ssh", "adb", "browser")
@@ -218,13 +218,21 @@ class Scene:
         return np.array_equal(got, want)
 
     def count(self, result: RunResult) -> tuple[int, int]:
-        """Rows that are missing or wrong, and rows that were measured more than once."""
+        """Rows that are missing or wrong, and rows that were measured more than once.
+
+        Those that a worker embedded from inputs that turned out to be torn it has thrown away.
+        """
         want = self.answers()
         got = result.outputs
         right = sum(self.same(a, b) for a, b in zip(got, want, strict=False))
         assert result.folder is not None
         log = (result.folder / "log.jsonl").read_bytes()
-        events = [e for _, e in Reader().feed(log + b"\n") if isinstance(e, Row)]
+        events: list[Row] = []
+        for _, event in Reader().feed(log + b"\n"):
+            if isinstance(event, Row):
+                events.append(event)
+            elif isinstance(event, Error) and event.kind == "file-torn":
+                events.clear()
         often = Counter(e.i for e in events)
         times = {e.i: e.ns for e in events}
         # A row's time has to be that of the one time it was run.
