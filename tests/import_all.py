@@ -47,6 +47,7 @@ NEED_AN_EXTRA = {
     "hetero.nas",
     "hetero.pct.methods",
     "hetero.pct.train",
+    "hetero.stages.measuring",
     "hetero.stages.searching",
     "hetero.train",
 }

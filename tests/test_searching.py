@@ -16,8 +16,9 @@ from hetero.bundle import Bundle
 from hetero.errors import BundleError, ConfigError, TrainingError
 from hetero.fit import Settings
 from hetero.nas.costs import latency
-from hetero.stages import searching
-from hetero.stages.searching import MeasureOptions, SearchOptions
+from hetero.stages import measuring, searching
+from hetero.stages.measuring import MeasureOptions
+from hetero.stages.searching import SearchOptions
 from hetero.train import SupernetRecipe, load_supernet, train_supernet
 from hetero.train.supernet import BATCHES
 
@@ -151,13 +152,73 @@ def test_of_several_finalists_the_best_on_validation_classes_wins(
 
 def test_first_candidates_are_the_most_rewarding_within_the_budget() -> None:
     made = [
-        nas.Candidate(name, (), cost, r, r, cost <= 5)
+        nas.Candidate(name, (0.0,), cost, r, r, cost <= 5)
         for name, cost, r in (("a", 1, 0.2), ("b", 4, 0.5), ("c", 3, 0.5), ("d", 9, 0.9))
     ]
     found = nas.Found(tuple(made), "r2", nas.Budget("macs", 5))
     assert [c.backbone for c in found.first(2)] == ["c", "b"]
     assert [c.backbone for c in found.first(9)] == ["c", "b", "a"]
     assert found.first(1) == (found.best,)
+
+
+def test_first_candidates_can_be_kept_apart() -> None:
+    made = [
+        nas.Candidate(name, architecture, 1, r, r, True)
+        for name, architecture, r in (
+            ("a", (1.0, 1.0, 1.0, 1.0), 0.9),
+            ("twin", (1.0, 1.0, 1.0, 2.0), 0.8),
+            ("b", (1.0, 1.0, 2.0, 2.0), 0.7),
+            ("twin of b", (1.0, 2.0, 2.0, 2.0), 0.6),
+        )
+    ]
+    found = nas.Found(tuple(made), "r2", nas.Budget("macs", 5))
+    assert [c.backbone for c in found.first(4, apart=0.5)] == ["a", "b"]
+    assert [c.backbone for c in found.first(4, apart=0.25)] == ["a", "twin", "b", "twin of b"]
+
+
+def test_half_of_the_contenders_are_the_searchs_best_and_half_are_drawn_within_the_budget() -> None:
+    space = nas.load_space("elastic")
+    price = nas.priced(space, nas.load_cost("parameters"), 8, 16)
+    rng = np.random.default_rng(5)
+    drawn = [space.draw(rng) for _ in range(12)]
+    most = max(price(a) for a in drawn)
+    budget = nas.Budget("parameters", most, 0.3 * most)
+    seen = tuple(
+        nas.Candidate(space.backbone(a), a, price(a), at / 12, at / 12, True)
+        for at, a in enumerate(drawn)
+    )
+    found = nas.Found(seen, "r2", budget)
+    given = nas.Rewards(0.25, 0.5)
+    made = nas.contenders(space, price, lambda _: given, found, 9, seed=1)
+    assert made[:5] == found.first(5, apart=0.25)
+    assert len(made) == len({c.backbone for c in made}) == 9
+    assert all(budget.least <= c.cost <= most for c in made[5:])
+    assert all(c.cost == price(c.architecture) and (c.r1, c.r2) == (0.25, 0.5) for c in made[5:])
+    assert made == nas.contenders(space, price, lambda _: given, found, 9, seed=1)
+
+
+def test_of_the_tries_the_best_on_validation_classes_become_finalists(
+    gallery: Bundle, outcome: searching.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, tries=3, try_epochs=1, probes=0)
+    real, given = searching.Trained.score_net, iter([0.3, 0.1, 0.4])
+    monkeypatch.setattr(
+        searching.Trained, "score", lambda self, a: real(self, self.net.extract(a, BATCHES))
+    )
+    monkeypatch.setattr(
+        searching.Trained, "score_net", lambda self, net: nas.Rewards(0.0, next(given))
+    )
+    made = run(gallery, tmp_path, options=options)
+    tries = json.loads((tmp_path / "tries.json").read_text())["tries"]
+    assert [t["validation_map"] for t in tries] == [0.4, 0.3, 0.1]
+    assert made.bundle.manifest.model.backbone == tries[0]["backbone"]
+    third = json.loads((tmp_path / "tries" / "2" / "manifest.json").read_text())
+    assert third["model"]["backbone"] == tries[0]["backbone"]
+
+
+def test_fewer_tries_than_finalists_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"4 finalists of 3 tries"):
+        SearchOptions(finalists=4, tries=3)
 
 
 def test_a_budget_below_the_smallest_architecture_is_refused_before_training(
@@ -242,7 +303,7 @@ def test_a_space_is_measured_on_this_machine_and_searched_by_its_latency(
 ) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
     options = MeasureOptions("local", "onnx", "fp32", fitted=3, held_out=1)
-    table = searching.measure(
+    table = measuring.measure(
         gallery, toy_images(), SPACE, options, tmp_path / "measure", reporter=quiet()
     )
     path = tmp_path / "measure" / "table.csv"
@@ -254,7 +315,7 @@ def test_a_space_is_measured_on_this_machine_and_searched_by_its_latency(
     files = sorted((tmp_path / "measure" / "architectures").glob("*.json"))
     assert len(files) == 4
     before = [f.stat().st_mtime_ns for f in files]
-    again = searching.measure(
+    again = measuring.measure(
         gallery, toy_images(), SPACE, options, tmp_path / "measure", reporter=quiet()
     )
     assert again == table
@@ -287,7 +348,7 @@ def test_a_device_that_only_emulates_is_not_measured(
 
     monkeypatch.setattr(devices, "open_device", lambda spec: SimpleNamespace(execution="emulated"))
     with pytest.raises(ConfigError, match="an emulated device has no times of its own"):
-        searching.measure(
+        measuring.measure(
             gallery, toy_images(), SPACE, MeasureOptions("qemu:pi4"), tmp_path, reporter=quiet()
         )
 

@@ -7,11 +7,12 @@ The gallery model is that of `benchmarks.tradeoff`. Asked is:
 
 * what predicts the heterogeneous accuracy of an architecture trained on its own: 20 architectures
   drawn from the space, at 0.25 to 1 times the budget of an 80th of the gallery model's MACs,
-  against multiply-accumulates and the rewards R1, R2, R3 with weights inherited from a supernet
-  (Kendall's tau; two supernets);
-* whether the architecture that a search finds within the budget (of its five best candidates, each
-  trained on its own, the best on validation classes) beats the median of those drawn near it, and
-  hand-designed networks of that cost, all with the same method, pictures and epochs;
+  against multiply-accumulates, the rewards R1, R2, R3 with weights inherited from a supernet, and
+  validation classes after a short training of its own (Kendall's tau; two supernets);
+* whether the architecture that a search finds within the budget (its best candidates and as many
+  drawn ones are trained briefly, the best of those as long as all others, and of these the best on
+  validation classes is taken) beats the median of those drawn near it, and hand-designed networks
+  of that cost, all with the same method, pictures and epochs;
 * how far down the cost can go: a search over all costs, models at 7 to 200 times fewer MACs, with
   inherited weights and trained on from them; and at 80 times fewer a longer training, for the claim
   of at most 0.3 points below the gallery model itself.
@@ -32,18 +33,19 @@ from benchmarks.lab import Job, corners, machine, parser, run, save
 from benchmarks.nas.study import (
     BUDGET,
     CURVE,
+    LEAST,
     METHOD,
     SEEDS,
     STUDIES,
     at_cost,
     by_hand,
     draw,
+    elect,
     inherit,
+    judged,
     query_job,
     searched,
     tuned,
-    watched,
-    winner,
 )
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
@@ -80,7 +82,17 @@ def main() -> None:
         ]
         print("supernets are trained and scored", flush=True)
         within = [
-            pool.submit(searched, study, args.data, s, work, most, f"budget-{s}", study.scored)
+            pool.submit(
+                searched,
+                study,
+                args.data,
+                s,
+                work,
+                most,
+                f"budget-{s}",
+                study.scored,
+                least=LEAST * most,
+            )
             for s in SEEDS
         ]
         whole = pool.submit(
@@ -88,17 +100,21 @@ def main() -> None:
         ).result()
         found = [f.result() for f in within]
         print("searches are done", flush=True)
-    finalists = train(
+    brief = train(
         [
-            query_job(study, f"finalist-{s}-{at}", c["backbone"])
-            for s, f in zip(SEEDS, found, strict=True)
-            for at, c in enumerate(f["first"])
+            query_job(study, f"brief-{at:02d}", d["backbone"], study.try_epochs)
+            for at, d in enumerate(drawn)
         ],
-        watched,
+        judged,
     )
-    winners = {
-        s: winner(record for name, record in finalists.items() if f"-finalist-{s}-" in name)
-        for s in SEEDS
+    elected = elect(
+        study, {str(s): f["contenders"] for s, f in zip(SEEDS, found, strict=True)}, train
+    )
+    best = {
+        s: next(
+            c for c in f["contenders"] if c["backbone"] == elected[str(s)]["job"]["job"]["backbone"]
+        )
+        for s, f in zip(SEEDS, found, strict=True)
     }
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         # One architecture may be the best at several costs.
@@ -128,12 +144,12 @@ def main() -> None:
                 args.data,
                 s,
                 work,
-                f["best"],
+                best[s],
                 f"long-{s}",
                 study.long_epochs,
                 study.long_views,
             )
-            for s, f in zip(SEEDS, found, strict=True)
+            for s in SEEDS
         ]
         curve = {less: p.result() for less, p in points.items()}
         longer = [p.result() for p in long]
@@ -148,16 +164,8 @@ def main() -> None:
             "drawn": [{**d, "job": alone[f"nas-drawn-{at:02d}"]} for at, d in enumerate(drawn)],
             "hand": {n: alone[f"nas-hand-{n}"] for n in hand},
             "inherited": inherited,
-            "found": [
-                {
-                    **f,
-                    "job": winners[s],
-                    "finalists": [
-                        finalists[f"nas-finalist-{s}-{at}"] for at in range(len(f["first"]))
-                    ],
-                }
-                for s, f in zip(SEEDS, found, strict=True)
-            ],
+            "brief": [brief[f"nas-brief-{at:02d}"] for at in range(len(drawn))],
+            "found": [{**f, **elected[str(s)]} for s, f in zip(SEEDS, found, strict=True)],
             "whole": whole,
             "curve": curve,
             "long": longer,

@@ -5,9 +5,9 @@
 
 After the study of `benchmarks.nas`. The space is measured on this machine, int8 by LiteRT, one
 thread. The model that the search by multiply-accumulates found is measured the same way; what it
-takes is the cap of a second search in the same supernet, by the table. Of both searches the five
-best candidates are trained the same; the best of them on validation classes are exported and run
-in alternating blocks: is the second really under the cap, and does it find more? Raw results go to
+takes is the cap of a second search in the same supernet, by the table. The winners of both are
+chosen in the same way, with trainings of the same length; they are exported and run in alternating
+blocks: is the second really under the cap, and does it find more? Raw results go to
 benchmarks/results/nas-latency-NAME.json.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Job, machine, parser, run, save
-from benchmarks.nas.study import BUDGET, STUDIES, query_job, searched, watched, winner
+from benchmarks.nas.study import BUDGET, LEAST, STUDIES, elect, searched
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
 GROUPS = 15
@@ -35,34 +35,38 @@ def main() -> None:
     from hetero import data as sources
     from hetero.bundle import Bundle
     from hetero.progress import Reporter
-    from hetero.stages import searching
+    from hetero.stages import measuring
 
     study, other = STUDIES[args.name], TRADEOFFS[args.name]
     work = args.work / f"tradeoff-{args.name}"
     images, gallery = sources.load(args.data), Bundle.load(work / "seed-0" / "gallery")
-    table = searching.measure(
+    table = measuring.measure(
         gallery,
         images,
         study.space,
-        searching.MeasureOptions(DEVICE, FORMAT, PRECISION),
+        measuring.MeasureOptions(DEVICE, FORMAT, PRECISION),
         work / "nas-measure",
         reporter=Reporter(),
     )
     job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
 
-    def found(name: str, first: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of a search's best candidates, trained on their own, the best on validation classes."""
-        own = [query_job(study, f"{name}-{at}", c["backbone"]) for at, c in enumerate(first)]
-        made = run(own, args.data, 32, [0], work, workers=2, then=watched, given=[job])[0]
-        return winner(made.values())
+    def train(jobs: list[Job], then: Any) -> dict[str, dict[str, Any]]:
+        return run(jobs, args.data, 32, [0], work, workers=2, then=then, given=[job])[0]
+
+    def found(name: str, contenders: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of a search's contenders the winner, trained on its own."""
+        record: dict[str, Any] = elect(study, {name: contenders}, train)[name]["job"]
+        return record
 
     most = gallery.manifest.model.macs / BUDGET
-    by_macs = searched(study, args.data, 0, work, most, "budget-0", study.scored)
-    first = found("finalist-0", by_macs["first"])
+    by_macs = searched(
+        study, args.data, 0, work, most, "budget-0", study.scored, least=LEAST * most
+    )
+    first = found("0", by_macs["contenders"])
 
     def exported(record: dict[str, Any]) -> tuple[Any, Any]:
         made = Bundle.load(work / "seed-0" / record["job"]["name"])
-        return searching.one_file(made, images, FORMAT, PRECISION)
+        return measuring.one_file(made, images, FORMAT, PRECISION)
 
     files = [exported(first)]
     cap_ms = _quiet_ms(files[0], work / "nas-cap")
@@ -75,8 +79,9 @@ def main() -> None:
         "latency",
         study.scored,
         f"latency:{work / 'nas-measure' / 'table.csv'}",
+        LEAST * cap_ms,
     )
-    second = found("latency", by_latency["first"])
+    second = found("latency", by_latency["contenders"])
     files.append(exported(second))
     save(
         args.results / f"nas-latency-{args.name}.json",
@@ -103,11 +108,11 @@ def _load(file: Any) -> Any:
 
 def _quiet_ms(file: Any, folder: Path) -> float:
     from hetero import devices, latency
-    from hetero.stages import searching
+    from hetero.stages import measuring
 
     bundle, item = file
     device = devices.open_device(DEVICE)
-    result = searching.timed(device, bundle, item, _load(file).inputs, folder, threads=1)
+    result = measuring.timed(device, bundle, item, _load(file).inputs, folder, threads=1)
     return latency.quiet(result.latency_ns) / 1e6
 
 

@@ -17,6 +17,7 @@ PREDICTORS = {
     "r1": "R1, its own index",
     "r2": "R2, the gallery's index",
     "r3": "R3, both",
+    "brief": "validation classes, after a short training of its own",
 }
 
 
@@ -47,9 +48,12 @@ def hetero(record: dict[str, Any], key: str = "map") -> float:
 def taus(raw: dict[str, Any]) -> list[dict[str, tuple[float, float, float]]]:
     """Of each supernet, predictor -> tau with the final heterogeneous mAP."""
     final = [hetero(d["job"]) for d in raw["drawn"]]
-    macs = [float(d["macs"]) for d in raw["drawn"]]
+    alone = {
+        "macs": [float(d["macs"]) for d in raw["drawn"]],
+        "brief": [float(b["validation"]["map"]) for b in raw["brief"]],
+    }
     return [
-        {name: tau(macs if name == "macs" else one[name], final) for name in PREDICTORS}
+        {name: tau({**one, **alone}[name], final) for name in PREDICTORS}
         for one in raw["inherited"]
     ]
 
@@ -131,8 +135,9 @@ def section(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`: space `{study['space']}`, supernets trained for {study['supernet_epochs']} epochs "
         f"({' / '.join(format(i['cpu_s'] / 60, '.0f') for i in raw['inherited'])} CPU minutes), method {raw['method']}; budget "
         f"{most / 1e6:.2f} MMAC, an {BUDGET}th of the gallery model's {macs / 1e6:.1f}. Every architecture on its own: "
-        f"{study['epochs']} epochs, {study['views']} views. Found: of the {len(raw['found'][0]['finalists'])} best candidates of a "
-        "search, each trained so, the best on validation classes.",
+        f"{study['epochs']} epochs, {study['views']} views. Found: {len(raw['found'][0]['tried'])} contenders of a search, half of them its "
+        f"best and half drawn within the budget, are trained for {study['try_epochs']} epochs; the {len(raw['found'][0]['finalists'])} best of those on "
+        "validation classes are trained as all others, and the best of these on validation classes is taken.",
         "",
         "| claim | rule | seen | |",
         "| --- | --- | --- | --- |",

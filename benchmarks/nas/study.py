@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ DRAWN, NEAR = 20, 0.8
 #: Cheapest of them, as a share of the budget.
 FAR = 0.25
 SEEDS = (0, 1)
-#: Best candidates of a search that are trained on their own, to choose from by validation classes.
-FINALISTS = 5
+#: Share of the budget below which a search within it finds no pleasure in cheaper ones.
+LEAST = 0.5
+#: Contenders of a search that are trained briefly, to choose finalists from by validation classes;
+#: and those, trained on their own, to choose the winner from in the same way.
+TRIES, FINALISTS = 16, 4
 #: Batches that re-calibration is tried with.
 RECALIBRATED = (0, 1, 10, 40)
 METHOD = "csd+regression"
@@ -38,6 +41,7 @@ class Study:
         space: Of the search.
         supernet_epochs: Of a supernet.
         epochs: Of every architecture that is trained on its own.
+        try_epochs: Of the short trainings that finalists are chosen by.
         long_epochs, long_views: Of the model at the budget that the claim is judged by.
         views: Stored views.
         lr: Peak learning rate.
@@ -49,6 +53,7 @@ class Study:
     space: str
     supernet_epochs: int
     epochs: int
+    try_epochs: int
     long_epochs: int
     long_views: int
     views: int
@@ -60,21 +65,21 @@ class Study:
 
 STUDIES = {
     "emoji": Study(
-        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 8, 10, 120, 16, 8, tuned_epochs=6
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 8, 10, 3, 120, 16, 8, tuned_epochs=6
     ),
     "omniglot": Study(
-        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 60, 12, 4, tuned_epochs=3
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 2, 60, 12, 4, tuned_epochs=3
     ),
 }
 
 
-def query_job(study: Study, name: str, backbone: str) -> Job:
-    """An architecture trained on its own, as all of them are."""
+def query_job(study: Study, name: str, backbone: str, epochs: int = 0) -> Job:
+    """An architecture trained on its own, as all of them are; or for other epochs."""
     return Job(
         f"nas-{name}",
         "query",
         backbone,
-        study.epochs,
+        epochs or study.epochs,
         "gallery",
         METHOD,
         views=study.views,
@@ -127,9 +132,50 @@ def watched(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     return {**corners(found, data, folder), "validation": kept}
 
 
-def winner(finalists: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The record of `watched` that is best in the gallery's index on validation classes."""
-    return max(finalists, key=lambda record: float(record["validation"]["map"]))
+def judged(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
+    """The scores on validation classes alone."""
+    from benchmarks.tuning import validation
+
+    kept = validation(folder / found["job"]["name"], folder / found["job"]["gallery"], data)
+    return {**found, "validation": kept}
+
+
+def elect(
+    study: Study,
+    pools: Mapping[str, Sequence[Mapping[str, Any]]],
+    train: Callable[[list[Job], Any], dict[str, dict[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """Of each search's contenders the winner ("job"), by validation classes.
+
+    All of them are trained briefly ("tried"), the best of those as long as every other model of the
+    study ("finalists").
+    """
+
+    def rank(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(records, key=lambda record: -float(record["validation"]["map"]))
+
+    tries = {
+        name: [
+            query_job(study, f"try-{name}-{at:02d}", c["backbone"], study.try_epochs)
+            for at, c in enumerate(pool)
+        ]
+        for name, pool in pools.items()
+    }
+    brief = train([job for jobs in tries.values() for job in jobs], judged)
+    tried = {name: [brief[job.name] for job in jobs] for name, jobs in tries.items()}
+    own = {
+        name: [
+            query_job(study, f"finalist-{name}-{at}", record["job"]["backbone"])
+            for at, record in enumerate(rank(records)[:FINALISTS])
+        ]
+        for name, records in tried.items()
+    }
+    long = train([job for jobs in own.values() for job in jobs], watched)
+    final = {name: [long[job.name] for job in jobs] for name, jobs in own.items()}
+    return {
+        name: {"tried": tried[name], "finalists": final[name], "job": rank(final[name])[0]}
+        for name in pools
+    }
 
 
 def supernet(study: Study, data: str, seed: int, work: Path, method: str = METHOD) -> Any:
@@ -203,6 +249,7 @@ def searched(
     name: str,
     scored: int,
     cost: str = "macs",
+    least: float = 0.0,
 ) -> dict[str, Any]:
     """What a search of a seed's supernet found within this much of a cost: its best, its front."""
     from hetero import nas
@@ -216,20 +263,22 @@ def searched(
         net.net.space,
         price,
         net.score,
-        nas.Budget(cost, most),
+        nas.Budget(cost, most, least),
         work / f"nas-search-{name}",
         trials=scored,
         seed=seed,
         identity=net.digest,
         reporter=Reporter(quiet=True),
     )
+    # A search over all costs has a front and no winner.
+    pool = nas.contenders(net.net.space, price, net.score, found, TRIES, seed=seed) if least else ()
     return {
         "seed": seed,
         "budget": most,
         "cpu_s": round(time.process_time() - begun, 1),
         "scored": sum(c.fits for c in found.candidates),
         "best": asdict(found.best),
-        "first": [asdict(c) for c in found.first(FINALISTS)],
+        "contenders": [asdict(c) for c in pool],
         "front": [asdict(c) for c in found.front],
     }
 

@@ -32,6 +32,9 @@ from hetero.errors import ConfigError
 
 nas = typer.Typer(no_args_is_help=True, help="What architecture search needs from devices.")
 
+#: Share of a budget below which cheaper is not better.
+LEAST = 0.5
+
 Space = Annotated[
     str, typer.Option(help="elastic, shufflenet:width=0.25, or a dotted path of your own.")
 ]
@@ -62,6 +65,13 @@ def search(
     finalists: Annotated[
         int, typer.Option(min=1, help="Best candidates trained on their own, to choose from.")
     ] = 1,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Candidates trained briefly first, to choose finalists from; 0: none."
+        ),
+    ] = 0,
+    try_epochs: Annotated[int, typer.Option(min=1, help="Of such a try.")] = 3,
     own_epochs: Annotated[
         int, typer.Option(min=0, help="Of a finalist's own training; 0 keeps inherited weights.")
     ] = 40,
@@ -98,7 +108,8 @@ def search(
     which = one_of("--reward", reward, Which)
     begin = one_of("--start", start, searching.Start)
     steps = one_of("--sampling", sampling, Sampling)
-    budget = Budget(cost, number(most))
+    limit = number(most)
+    budget = Budget(cost, limit, LEAST * limit)
     load_space(space)
     parent = load_bundle(gallery, "gallery")
     images = embedding.load_images(data, parent)
@@ -115,6 +126,8 @@ def search(
             which,
             probes,
             finalists=finalists,
+            tries=tries,
+            try_epochs=try_epochs,
             epochs=own_epochs,
             start=begin,
             lr=lr,
@@ -159,14 +172,14 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure a space's operators on a device: the table for `hetero search --max-latency-ms`."""
-    from hetero.stages import embedding, searching
+    from hetero.stages import embedding, measuring
 
     parent = load_bundle(gallery, "gallery")
-    table = searching.measure(
+    table = measuring.measure(
         parent,
         embedding.load_images(data, parent),
         space,
-        searching.MeasureOptions(device, format, precision, count, held_out, threads, seed),
+        measuring.MeasureOptions(device, format, precision, count, held_out, threads, seed),
         output,
         reporter=reporter(quiet),
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 from hetero.nas.costs import Cost, load_cost, priced
 from hetero.nas.health import Health, judge_health
 from hetero.nas.rewards import Rewards, Which, rewards
-from hetero.nas.search import Budget, Candidate, Found, search
+from hetero.nas.search import Budget, Candidate, Found, contenders, search
 from hetero.nas.space import Architecture, Choice, SearchSpace
 from hetero.nas.space import load as load_space
 from hetero.nas.supernet import Sampling, Supernet, recalibrate
@@ -37,6 +37,7 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "Which",
+    "contenders",
     "judge_health",
     "load_cost",
     "load_space",

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hetero._files import make_folder, write_json
 from hetero.errors import ConfigError, require
 from hetero.nas.rewards import Rewards, Which
@@ -23,6 +25,8 @@ from hetero.progress import Reporter
 
 #: Times as many architectures are asked for as are scored: in a small space most are known.
 ASKED = 20
+#: Contenders differ in at least this share of their choices.
+APART = 0.25
 JOURNAL = "search.journal"
 FOUND = "found.json"
 
@@ -34,15 +38,21 @@ class Budget:
     Attributes:
         cost: See `hetero.nas.costs`.
         most: In the cost's unit.
+        least: The same; below it, cheaper is not better. A search that is after the best model
+            within a budget would else spend most of its looks on the cheapest ones.
     """
 
     cost: str
     most: float
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a budget that nothing fits."""
-        if not self.most > 0:
-            raise ConfigError(f"budget: {self.cost} above 0, got {self.most}")
+        if not (self.most > 0 and 0 <= self.least <= self.most):
+            raise ConfigError(
+                f"budget: {self.cost} above 0 and at least 0 to {self.most}, got {self.most} and "
+                f"{self.least}"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,14 +113,24 @@ class Found:
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
         return candidate.reward(self.which), -candidate.cost
 
-    def first(self, count: int) -> tuple[Candidate, ...]:
+    def first(self, count: int, apart: float = 0.0) -> tuple[Candidate, ...]:
         """So many of the most rewarding ones within the budget, `best` first; fewer in a small one.
+
+        Args:
+            count: How many.
+            apart: Of those that differ in less than this share of their choices only the most
+                rewarding one. Near twins are equally good on their own, so that to try both of
+                them tells little.
 
         Raises:
             ConfigError: None is within it.
         """
         fitting = sorted((c for c in self.candidates if c.fits), key=self._rank, reverse=True)
-        return tuple(fitting[:count]) or (self.best,)
+        chosen: list[Candidate] = []
+        for c in fitting:
+            if len(chosen) < count and all(_differing(c, other) >= apart for other in chosen):
+                chosen.append(c)
+        return tuple(chosen) or (self.best,)
 
     @property
     def front(self) -> tuple[Candidate, ...]:
@@ -160,7 +180,8 @@ def search(
         ConfigError: The folder belongs to another search.
         MissingExtraError: Optuna is not installed.
     """
-    study = _study(make_folder(folder), f"{which} {budget.cost} {identity}", population, seed)
+    name = f"{which} {budget.cost} from {budget.least:g} {identity}"
+    study = _study(make_folder(folder), name, population, seed)
     done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
     looked_at = (_candidate(t.user_attrs["candidate"]) for t in done)
     known, asked = {c.backbone: c for c in looked_at}, len(done)
@@ -186,7 +207,7 @@ def search(
             trial.set_user_attr("candidate", asdict(candidate))
             # Above 0 beyond the budget, by how much; such candidates rank last.
             trial.set_constraint("over", candidate.cost / budget.most - 1)
-            study.tell(trial, (candidate.reward(which), candidate.cost))
+            study.tell(trial, (candidate.reward(which), max(candidate.cost, budget.least)))
             asked += 1
             if new and candidate.fits:
                 scored += 1
@@ -203,6 +224,52 @@ def search(
         },
     )
     return found_all
+
+
+def contenders(
+    space: SearchSpace,
+    price: Callable[[Architecture], float],
+    score: Callable[[Architecture], Rewards],
+    found: Found,
+    count: int,
+    *,
+    seed: int = 0,
+) -> tuple[Candidate, ...]:
+    """Architectures worth a short training of their own: half the search's best, half drawn.
+
+    Inherited weights are unfair to some kinds of architecture, which a search by them then never
+    looks at; those drawn within the budget (and above its `least`) do not depend on them.
+
+    Args:
+        space: That was searched.
+        price: The cost of an architecture, in the budget's unit.
+        score: Its rewards with inherited weights.
+        found: What the search found.
+        count: How many; fewer where no more are found.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: The search found none within its budget.
+    """
+    chosen = list(found.first(count - count // 2, APART))
+    known = {c.backbone for c in chosen}
+    budget, rng = found.budget, np.random.default_rng(seed)
+    for _ in range(ASKED * count):
+        architecture = space.draw(rng)
+        backbone, cost = space.backbone(architecture), price(architecture)
+        if backbone not in known and budget.least <= cost <= budget.most and len(chosen) < count:
+            known.add(backbone)
+            rewards = score(architecture)
+            chosen.append(
+                Candidate(backbone, architecture, cost, rewards.r1, rewards.r2, fits=True)
+            )
+    return tuple(chosen)
+
+
+def _differing(one: Candidate, other: Candidate) -> float:
+    """Share of the choices in which two architectures differ."""
+    pairs = list(zip(one.architecture, other.architecture, strict=True))
+    return sum(a != b for a, b in pairs) / len(pairs)
 
 
 def _candidate(kept: dict[str, Any]) -> Candidate:

@@ -1,33 +1,26 @@
-"""Stages: a supernet, a search in it, the winner as an ordinary bundle; and latency tables."""
+"""Stages: a supernet, a search in it, the winner as an ordinary bundle."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from hetero import models, nas
 from hetero._files import make_folder, write_json
-from hetero.bundle import Artifact, Bundle
+from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
 from hetero.fit import Settings
-from hetero.latency import quiet
-from hetero.nas.costs import latency
 from hetero.nas.rewards import Which
-from hetero.nas.space import Architecture, SearchSpace
+from hetero.nas.space import Architecture
 from hetero.progress import Reporter
-from hetero.space import Space
 from hetero.train import SupernetRecipe, Trained, train_query, train_supernet
-
-if TYPE_CHECKING:
-    from hetero.devices import RunResult
 
 Start = Literal["inherited", "scratch"]
 
@@ -45,6 +38,10 @@ class SearchOptions:
         finalists: Of the most rewarding candidates so many are trained on their own, and the one
             with the best validation mAP in the gallery's index wins: a supernet tells good
             architectures from bad ones, but hardly the best ones from each other.
+        tries: So many candidates, see `hetero.nas.contenders`, are trained on their own for
+            `try_epochs`, from scratch, and the best of them on validation classes are the
+            finalists; 0 takes the most rewarding ones.
+        try_epochs: Of each try. A few epochs rank architectures better than a supernet does.
         epochs: Of a finalist's own training; 0 takes the supernet's weights as they are.
         start: "inherited" trains a finalist on from the supernet's weights, "scratch" anew.
         lr: Of the finalists' and the probes' own training.
@@ -55,18 +52,27 @@ class SearchOptions:
     probes: int = 3
     probe_epochs: int = 4
     finalists: int = 1
+    tries: int = 0
+    try_epochs: int = 3
     epochs: int = 40
     start: Start = "inherited"
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        counts = min(self.trials, self.probe_epochs, self.finalists)
+        counts = min(self.trials, self.probe_epochs, self.try_epochs, self.finalists)
         if counts < 1 or self.probes < 0 or self.epochs < 0:
             raise ConfigError(
-                "search: at least 1 trial, 1 finalist and 1 epoch of probes, no negative number of "
-                f"probes or epochs; got trials={self.trials}, finalists={self.finalists}, "
-                f"probes={self.probes}, probe_epochs={self.probe_epochs}, epochs={self.epochs}"
+                "search: at least 1 trial, 1 finalist and 1 epoch of probes and tries, no negative "
+                f"number of probes or epochs; got trials={self.trials}, "
+                f"finalists={self.finalists}, probes={self.probes}, "
+                f"probe_epochs={self.probe_epochs}, try_epochs={self.try_epochs}, "
+                f"epochs={self.epochs}"
+            )
+        if self.tries and self.tries < self.finalists:
+            raise ConfigError(
+                f"search: {self.finalists} finalists of {self.tries} tries; try at least as many, "
+                "or none"
             )
 
 
@@ -106,7 +112,7 @@ def search(
         settings: The same.
         budget: What the model may cost.
         options: How to search.
-        root: Gets supernet/, probes/, search/, front.svg, finalists/ (of more
+        root: Gets supernet/, probes/, search/, front.svg, tries/, finalists/ (of more
             than one) and query/.
         resume: Go on with what is there.
         reporter: Shows progress.
@@ -152,7 +158,7 @@ def search(
         identity=trained.digest,
         reporter=reporter,
     )
-    first = found.first(options.finalists)
+    first = _finalists(trained, found, price, settings, options, root, reporter)
     for candidate in first:
         reporter.line(
             f"search: {candidate.backbone}, {candidate.cost:.4g} {cost.unit}, R2 {candidate.r2:.3f}"
@@ -173,6 +179,69 @@ def search(
         },
     )
     return Outcome(bundle, found, health)
+
+
+def _finalists(
+    trained: Trained,
+    found: nas.Found,
+    price: Callable[[Architecture], float],
+    settings: Settings,
+    options: SearchOptions,
+    root: Path,
+    reporter: Reporter,
+) -> tuple[nas.Candidate, ...]:
+    """The candidates to train on their own; after short trainings of more of them, if asked."""
+    if not options.tries:
+        return found.first(options.finalists)
+    pool = nas.contenders(
+        trained.net.space, price, trained.score, found, options.tries, seed=settings.seed
+    )
+    reached = [
+        _briefly(
+            trained,
+            c.backbone,
+            options.try_epochs,
+            settings,
+            options,
+            root,
+            f"tries/{at}",
+            reporter,
+        )
+        for at, c in enumerate(pool)
+    ]
+    order = sorted(range(len(pool)), key=lambda at: -reached[at])
+    write_json(
+        root / "tries.json",
+        {
+            "epochs": options.try_epochs,
+            "tries": [{**asdict(pool[at]), "validation_map": reached[at]} for at in order],
+        },
+    )
+    return tuple(pool[at] for at in order[: options.finalists])
+
+
+def _briefly(
+    trained: Trained,
+    backbone: str,
+    epochs: int,
+    settings: Settings,
+    options: SearchOptions,
+    root: Path,
+    name: str,
+    reporter: Reporter,
+) -> float:
+    """Validation mAP in the gallery's index after a short training of its own, from scratch."""
+    bundle = train_query(
+        trained.gallery,
+        trained.images,
+        trained.recipe.query(backbone),
+        replace(settings, epochs=epochs, lr=options.lr),
+        root / name,
+        vectors=root / "vectors",
+        resume=True,
+        reporter=reporter,
+    )
+    return trained.score_net(models.load(bundle)).r2
 
 
 def _winner(
@@ -246,18 +315,19 @@ def _health(
     probes = [space.smallest(), *middle, space.largest()][: options.probes]
     inherited, alone = [], []
     for at, architecture in enumerate(probes):
-        bundle = train_query(
-            trained.gallery,
-            trained.images,
-            trained.recipe.query(space.backbone(architecture)),
-            replace(settings, epochs=options.probe_epochs, lr=options.lr),
-            root / "probes" / str(at),
-            vectors=root / "vectors",
-            resume=True,
-            reporter=reporter,
-        )
         inherited.append(trained.score(architecture).r2)
-        alone.append(trained.score_net(models.load(bundle)).r2)
+        alone.append(
+            _briefly(
+                trained,
+                space.backbone(architecture),
+                options.probe_epochs,
+                settings,
+                options,
+                root,
+                f"probes/{at}",
+                reporter,
+            )
+        )
     health = nas.judge_health(inherited, alone)
     write_json(root / "health.json", asdict(health))
     reporter.line(f"supernet: {health}")
@@ -284,207 +354,3 @@ def _plot(found: nas.Found, unit: str, path: Path) -> None:
     axes.axvline(found.budget.most, color="0.6", linestyle=":", label="budget")
     axes.legend()
     figure.savefig(path)
-
-
-# -- latency tables -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """How to measure a space on a device.
-
-    Attributes:
-        device: As `hetero.devices.open_device` takes it.
-        format, precision: Of the files.
-        fitted: Architectures that the table is fitted to.
-        held_out: Others, that it is judged by.
-        threads: Of the runtime.
-        seed: Of the architectures.
-    """
-
-    device: str = "local"
-    format: str = "tflite"
-    precision: str = "int8"
-    fitted: int = 40
-    held_out: int = 10
-    threads: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a table that nothing would speak for."""
-        if self.fitted < 2 or self.held_out < 1:
-            raise ConfigError(
-                f"measure: at least 2 architectures to fit and 1 held out, got {self.fitted} and "
-                f"{self.held_out}"
-            )
-
-
-def measure(
-    gallery: Bundle,
-    images: Images,
-    space: str,
-    options: MeasureOptions,
-    root: Path,
-    *,
-    reporter: Reporter,
-) -> latency.Table:
-    """The latency table of a space on a device, in ``root/table.csv``.
-
-    Architectures are drawn, given random weights, exported and run; each is kept as soon as it was
-    measured, so a stopped run goes on where it was.
-
-    Raises:
-        ConfigError: The device only emulates, so its times mean nothing.
-        DeviceError: It failed; what was measured is kept.
-    """
-    from hetero import devices
-
-    device = devices.open_device(options.device)
-    if device.execution != "native":
-        raise ConfigError(
-            f"{options.device}: an {device.execution} device has no times of its own; measure on "
-            "the board itself"
-        )
-    searched = nas.load_space(space)
-    rng = np.random.default_rng(options.seed)
-    drawn = [searched.smallest(), searched.largest()]
-    while len(drawn) < options.fitted + options.held_out:
-        drawn.append(searched.draw(rng))
-    # The ends are fitted to; what is held out was drawn like what a search will ask for.
-    rows = []
-    with reporter.bar("measure", len(drawn)) as bar:
-        for at, architecture in enumerate(drawn):
-            path = root / "architectures" / f"{at:03d}.json"
-            row = _measured(path, searched, architecture, gallery, images, device, options)
-            rows.append(row)
-            bar.advance(1, f"{row['latency_ns'] / 1e6:.3f} ms")
-    done = [{k: (int(c), float(m)) for k, (c, m) in r["operators"].items()} for r in rows]
-    took = np.array([r["latency_ns"] for r in rows], float)
-    fit = slice(0, options.fitted)
-    table = latency.fitted(done[fit], took[fit], {})
-    errors = latency.errors(table, done[options.fitted :], took[options.fitted :])
-    off = np.abs(errors)
-    margin = max(0.0, float(np.quantile(1 / (1 + errors) - 1, 0.9)))
-    about = {
-        "device": options.device,
-        "format": options.format,
-        "precision": options.precision,
-        "threads": str(options.threads),
-        "space": space,
-        "fitted to": f"{options.fitted} architectures",
-        "held-out error": f"median {np.median(off):.1%}, worst {off.max():.1%} of "
-        f"{options.held_out} architectures",
-        "margin": f"{margin:.3f}",
-    }
-    table = replace(table, about=about)
-    table.save(root / "table.csv")
-    write_json(
-        root / "table.json",
-        {
-            "about": about,
-            "held_out_errors": [float(x) for x in errors],
-            "rows": {k: list(v) for k, v in table.rows.items()},
-        },
-    )
-    return table
-
-
-def _measured(
-    path: Path,
-    space: SearchSpace,
-    architecture: Architecture,
-    gallery: Bundle,
-    images: Images,
-    device: Any,
-    options: MeasureOptions,
-) -> dict[str, Any]:
-    """Latency and operators of one architecture, from `path` if it was measured before."""
-    import torch
-
-    from hetero import devices
-
-    backbone = space.backbone(architecture)
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        if kept["backbone"] == backbone and kept["options"] == asdict(options):
-            return kept
-    preprocess, dim = gallery.preprocess, gallery.space.dim
-    torch.manual_seed(0)
-    net = models.build(backbone, dim, preprocess.size_px).eval()
-    pixels = images.pixels(images.rows("val")[:8], preprocess)
-    root = path.with_suffix("")
-    made = models.as_it_is(root, net, backbone, Space("measure", "0" * 64, dim), preprocess, pixels)
-    bundle, item = one_file(made, images, options.format, options.precision)
-    inputs = bundle.inputs(item, pixels)
-    result = timed(device, bundle, item, inputs, root / "runs", options.threads, resume=True)
-    row = {
-        "backbone": backbone,
-        "options": asdict(options),
-        "latency_ns": quiet(result.latency_ns),
-        "validity": devices.timing(result).validity,
-        "macs": made.manifest.model.macs,
-        "operators": latency.operators(net, preprocess.size_px),
-    }
-    write_json(path, row)
-    return row
-
-
-def one_file(
-    bundle: Bundle, images: Images, format: str, precision: str
-) -> tuple[Bundle, Artifact]:
-    """The bundle with one exported file, and that file.
-
-    Args:
-        bundle: With no other file.
-        images: For int8 calibration.
-        format: Of the file.
-        precision: Of the file.
-    """
-    from hetero.stages.exporting import export_all
-
-    done = export_all(
-        bundle,
-        (format,),
-        (precision,),
-        images=images,
-        bake=True,
-        batch=None,
-        resume=True,
-        reporter=Reporter(quiet=True),
-    )
-    (item,) = done.exported()
-    return done, item
-
-
-def timed(
-    device: Any,
-    bundle: Bundle,
-    item: Artifact,
-    inputs: Any,
-    folder: Path,
-    threads: int,
-    *,
-    resume: bool = False,
-) -> RunResult:
-    """The run on a device that latency tables are made of.
-
-    Args:
-        device: From `hetero.devices.open_device`.
-        bundle: Of the file.
-        item: The file.
-        inputs: As the file takes them.
-        folder: Where the run's results go.
-        threads: Of the runtime.
-        resume: Take over what an equal run left there.
-    """
-    from hetero import devices
-
-    return devices.run(
-        device,
-        bundle.path(item),
-        item.kind,
-        inputs,
-        folder=folder,
-        plan=devices.Plan(warmup_runs=20, warmup_s=0.2, min_runs=200, min_s=1.0, threads=threads),
-        resume=resume,
-    )
