@@ -9,6 +9,7 @@ Differs: reward and cost are two objectives, so that the whole front is found an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -238,7 +239,9 @@ def contenders(
     """Architectures worth a short training of their own: half the search's best, half drawn.
 
     Inherited weights are unfair to some kinds of architecture, which a search by them then never
-    looks at; those drawn within the budget (and above its `least`) do not depend on them.
+    looks at; those drawn within the budget (and above its `least`) do not depend on them. Drawn
+    alike, nearly all would have small values of the choices that cost most, such as width and
+    stride, as few others fit a budget; so the two dearest ones take all pairs of values in turn.
 
     Args:
         space: That was searched.
@@ -254,16 +257,34 @@ def contenders(
     chosen = list(found.first(count - count // 2, APART))
     known = {c.backbone for c in chosen}
     budget, rng = found.budget, np.random.default_rng(seed)
-    for _ in range(ASKED * count):
-        architecture = space.draw(rng)
-        backbone, cost = space.backbone(architecture), price(architecture)
-        if backbone not in known and budget.least <= cost <= budget.most and len(chosen) < count:
-            known.add(backbone)
-            rewards = score(architecture)
-            chosen.append(
-                Candidate(backbone, architecture, cost, rewards.r1, rewards.r2, fits=True)
-            )
+    fixed = _dearest(space, price)
+    left = [
+        dict(zip(fixed, values, strict=True))
+        for values in itertools.product(*(space.choices[at].values[::-1] for at in fixed))
+    ]
+    while left and len(chosen) < count:
+        given = left.pop(0)
+        for _ in range(5 * ASKED):
+            drawn = space.draw(rng)
+            architecture = tuple(given.get(at, value) for at, value in enumerate(drawn))
+            backbone, cost = space.backbone(architecture), price(architecture)
+            if backbone not in known and budget.least <= cost <= budget.most:
+                known.add(backbone)
+                r = score(architecture)
+                chosen.append(Candidate(backbone, architecture, cost, r.r1, r.r2, fits=True))
+                left.append(given)
+                break
     return tuple(chosen)
+
+
+def _dearest(space: SearchSpace, price: Callable[[Architecture], float]) -> list[int]:
+    """The two choices that make the largest architecture cheapest by taking their first values."""
+    largest = space.largest()
+
+    def without(at: int) -> float:
+        return price((*largest[:at], space.choices[at].values[0], *largest[at + 1 :]))
+
+    return sorted(range(len(largest)), key=without)[:2]
 
 
 def _differing(one: Candidate, other: Candidate) -> float:
