@@ -48,6 +48,7 @@ class Size:
         widths: Of the three generations.
         epochs: Of gallery models; query models take half.
         batch, views: Of each training.
+        test: Every so manyth test class asks and is searched.
     """
 
     name: str
@@ -56,11 +57,12 @@ class Size:
     epochs: int
     batch: int
     views: int
+    test: int
 
 
 SIZES = {
-    "full": Size("full", 1.0, (4, 6, 8), 8, 128, 2),
-    "quick": Size("quick", 0.34, (4, 6, 8), 2, 64, 1),
+    "full": Size("full", 1.0, (4, 6, 8), 8, 128, 2, 2),
+    "quick": Size("quick", 0.34, (4, 6, 8), 2, 64, 1, 6),
 }
 
 #: Of each plan: shares of the generations today, and name, traffic and weekly decline of the apps.
@@ -217,6 +219,17 @@ def replay(name: str, images: Any, root: Path, seed: int) -> dict[str, Any]:
     return {"found": found, "labels": labels}
 
 
+def part(images: Any, every: int) -> Any:
+    """The collection with every so manyth class of each split."""
+    kept = {c for s in ("train", "val", "test") for c in images.classes(s)[::every]}
+    rows = [r for r, label in enumerate(images.labels) if label in kept]
+    some = {
+        name: tuple(getattr(images, name)[r] for r in rows)
+        for name in ("ids", "labels", "groups", "splits", "roles")
+    }
+    return replace(images, **some, read=lambda row: images.read(rows[row]))
+
+
 def asking(images: Any, half: int) -> Any:
     """The collection with queries of every other test class only; the gallery stays whole."""
     kept = set(images.classes("test")[half::2])
@@ -239,7 +252,7 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
     begun = time.process_time()
     train(data, seed, size, root)
     trained = time.process_time() - begun
-    images = sources.load(data)
+    images = part(sources.load(data), size.test)
     half = asking(images, 0)
     asked = {label for label, r in zip(images.labels, half.roles, strict=True) if r == "both"}
     plans = {}
@@ -293,6 +306,7 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
         "cpu_s": round(time.process_time() - begun),
         "training_cpu_s": round(trained),
         "queries": len(labels),
+        "classes": len(set(labels.tolist())),
         "plans": plans,
     }
 
@@ -432,10 +446,11 @@ def section(name: str, raw: dict[str, Any]) -> str:
         "",
         f"`{raw['command']}`: generations `resnet` of widths "
         f"{', '.join(map(str, size['widths']))}, {size['epochs']} epochs, an app "
-        f"`mobilenet:width=0.25` for each; seeds "
+        "`mobilenet:width=0.25` for each; seeds "
         f"{', '.join(str(s['seed']) for s in seeds)}; {minutes:.0f} CPU minutes. Forecast from "
-        f"{100 * raw['sample']:g} % of {seeds[0]['queries']:,} queries at three shares between "
-        "none and all; replayed on another random index, with every query, in eight steps.",
+        f"{100 * raw['sample']:g} % of {seeds[0]['queries']:,} queries of "
+        f"{seeds[0]['classes']} classes, at three shares between none and all; replayed on "
+        "another random index, with every query, in eight steps.",
         "",
         *table(outcomes),
         "",
