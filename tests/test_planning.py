@@ -183,7 +183,7 @@ def test_an_app_that_shares_no_space_breaks_with_the_first_row(home: Path, tmp_p
     lost = made(home, tmp_path, a_plan({"v1": 1.0, "v2": 0.0}, "app", "other"))
     cohort = next(c for c in lost["orders"][0]["cohorts"] if c["name"] == "other")
     assert cohort["outcome"] == "fail"
-    assert cohort["reason"] == "other shares no space with v2"
+    assert cohort["reason"] == "other shares no space with v1 and v2"
     assert {p["value"] for p in cohort["points"]} == {0.0}
     assert lost["outcome"] == "fail"
     assert {c["generation"] for c in lost["matrix"] if "value" not in c} == {"v1", "v2"}
@@ -204,6 +204,21 @@ def test_a_plan_that_says_nothing_of_speed_measures_it(home: Path, tmp_path: Pat
     found = made(home, tmp_path, asked)
     assert found["images_per_s"] > 0
     assert found["images_per_s_is"] == "measured here"
+
+
+def test_without_training_pictures_no_row_is_the_more_uncertain(home: Path, tmp_path: Path) -> None:
+    rows = [r for r, split in enumerate(PICTURES.splits) if split != "train"]
+    some = {
+        name: tuple(getattr(PICTURES, name)[r] for r in rows)
+        for name in ("ids", "labels", "groups", "splits", "roles")
+    }
+    bare = replace(PICTURES, **some, read=lambda row: PICTURES.read(rows[row]))
+    asked = a_plan({"v1": 1.0, "v2": 0.0}, "app")
+    v1, v2, app = (Bundle.load(home / n) for n in ("v1", "v2", "app"))
+    told = Listener()
+    found = planning.plan(asked, [v1, v2], [app], bare, EFFORT, tmp_path, told)
+    assert [o.name for o in found.orders] == ["random"]
+    assert "no training pictures" in "".join(told.lines)
 
 
 def test_a_plan_of_years_is_refused_before_anything_is_searched(home: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Effort:
 
 
 def plan(
-    plan: Plan,
+    asked: Plan,
     generations: Sequence[Bundle],
     cohorts: Sequence[Bundle],
     images: Images,
@@ -76,7 +76,7 @@ def plan(
     """The forecast of a plan, measured on test classes; writes plan.json and plan.svg.
 
     Args:
-        plan: What is in production.
+        asked: What is in production.
         generations: Gallery bundles in the plan's order.
         cohorts: Query bundles, or gallery bundles that are to query, in the plan's order.
         images: Test split for what is found, training split for what is uncertain.
@@ -93,46 +93,56 @@ def plan(
     for bundle in bundles.values():
         unseen(bundle, images)
     job, vectors = embedded(tuple(bundles.values()), images, "test", reporter)
-    speed = plan.index.images_per_s or _speed(generations[-1], images, job, reporter)
+    speed = asked.index.images_per_s or _speed(generations[-1], images, job, reporter)
     # Before the long part: a plan of many years is refused at once.
-    backfill.timeline(plan, speed, effort.progress)
+    backfill.timeline(asked, speed, effort.progress)
 
     # Only generations with rows in the index, and the one they are to have.
     present = [
-        at for at, g in enumerate(plan.generation) if g.share or at == len(plan.generation) - 1
+        at for at, g in enumerate(asked.generation) if g.share or at == len(asked.generation) - 1
     ]
     galleries = [generations[at] for at in present]
     rows = versions.common(*((vectors[g.digest], g.nested) for g in galleries))
-    shares = [plan.generation[at].share for at in present]
-    unsure = _uncertainty(galleries, rows, job, images, reporter)
+    shares = [asked.generation[at].share for at in present]
+    names = ["random"]
+    if len(present) > 2:
+        names.append("oldest first")
+    unsure: Sequence[Mapping[str, float]] = ()
+    if images.rows("train"):
+        names.append("uncertain first")
+        unsure = _uncertainty(galleries, rows, job, images, reporter)
+    else:
+        reporter.line(f"{images.name}: no training pictures, so none is the more uncertain")
     deals = [dealt(job.gallery_ids, shares, effort.seed + n) for n in range(effort.repeats)]
     orders = {
         name: [_ordered(name, parts, unsure, effort.seed + n) for n, parts in enumerate(deals)]
-        for name in ("random", *(["oldest first"] if len(present) > 2 else []), "uncertain first")
+        for name in names
     }
-    found = _Measured(plan, galleries, vectors, job, deals, orders, effort)
+    found = _Measured(asked, galleries, vectors, job, deals, orders, effort)
     ways: dict[str, list[Way]] = {name: [] for name in orders}
     reasons = []
     with reporter.bar("search mixed indexes", len(cohorts) * found.steps) as bar:
-        for name, query in zip(plan.cohorts, cohorts, strict=True):
+        for name, query in zip(asked.cohorts, cohorts, strict=True):
             try:
                 measured = found.ways(query, bar.advance)
                 reasons.append("")
             except SpaceMismatchError:
                 measured = dict.fromkeys(orders, found.shut_out(query))
-                reasons.append(f"{name} shares no space with {plan.generations[-1]}")
+                there = " and ".join(asked.generations[at] for at in present)
+                reasons.append(f"{name} shares no space with {there}")
             for order, way in measured.items():
                 ways[order].append(way)
-    times = len(backfill.timeline(plan, speed, effort.progress))
+    shown = {p for measured in ways.values() for way in measured for p in way.progress}
+    times = len(backfill.timeline(asked, speed, sorted(shown)))
     with reporter.bar("forecast", times * len(orders)) as bar:
         made = backfill.forecast(
-            plan, speed, ways, reasons=reasons, on_point=lambda: bar.advance(1)
+            asked, speed, ways, reasons=reasons, on_point=lambda: bar.advance(1)
         )
     done = Forecast(
-        plan,
+        asked,
         speed,
-        plan.index.images_per_s is None,
-        _cells(plan, generations, cohorts, job, vectors),
+        asked.index.images_per_s is None,
+        _cells(asked, generations, cohorts, job, vectors),
         made,
         effort.sample,
     )
