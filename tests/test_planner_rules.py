@@ -111,7 +111,8 @@ def test_an_undecided_app_is_not_wrong_and_is_counted() -> None:
 
 
 def test_the_page_shows_forecast_beside_replay() -> None:
-    raw = {"command": "x", "size": asdict(SIZES["full"]), "sample": 0.25, "seeds": [good()]}
+    about = {"command": "x", "sample": 0.5, "repeats": 4, "replays": 4}
+    raw = {**about, "size": asdict(SIZES["full"]), "seeds": [good()]}
     text = section("emoji", raw)
     assert "4 of 4 hold" in text
     assert "| v1 to v2 | app1 | fail | 50.0 / 50.0 | 49.0 / 49.0 | 48.0 / 48.0 |" in text
