@@ -8,8 +8,7 @@ each: the apps. Two plans, as they follow each other in the life of an index. Fi
 v1 and v2 is to re-embed them, with two apps in the field; half way comes v3, with a third app, and
 re-embeds what is there, half by v1 and half by v2. Each takes eight weeks.
 
-The forecast asks half of the queries, of mixed indexes at three shares between none and all. The
-replay is a loop of its own: it deals the rows anew, re-embeds an eighth of them every week, and
+The forecast is measured in mixed indexes at three shares between none and all. The replay is a loop of its own: it deals the rows anew, re-embeds an eighth of them every week, and
 asks every query each time. A second forecast asks the queries of every other class only, and is
 held to the replay of the others: what the intervals are for.
 
@@ -35,7 +34,7 @@ NAMES = ("emoji",)
 #: Weeks that re-embedding takes.
 WEEKS = 8
 #: Share of the queries that forecasts ask on the way, and random indexes they take the mean of.
-SAMPLE, REPEATS = 0.5, 4
+SAMPLE, REPEATS = 1.0, 4
 #: Random indexes of a replay: in one of a thousand rows chance decides whose turn it is when, and
 #: that alone moves a score; in one of millions it does not.
 REPLAYS = 4
