@@ -8,9 +8,10 @@ each: the apps. Two plans, as they follow each other in the life of an index. Fi
 v1 and v2 is to re-embed them, with two apps in the field; half way comes v3, with a third app, and
 re-embeds what is there, half by v1 and half by v2. Each takes eight weeks.
 
-The forecast is measured in mixed indexes at three shares between none and all. The replay is a loop of its own: it deals the rows anew, re-embeds an eighth of them every week, and
-asks every query each time. A second forecast asks the queries of every other class only, and is
-held to the replay of the others: what the intervals are for.
+The forecast is measured in mixed indexes at three shares between none and all. The replay is a loop
+of its own: it deals the rows anew, re-embeds an eighth of them every week, and asks every query
+each time. A second forecast asks the queries of every other class only, and is held to the replay
+of the others: what the intervals are for.
 
 Raw results go to benchmarks/results/planner-NAME.json (with --quick to planner-NAME-quick.json);
 the section in docs/results.md is made from the former by `python -m benchmarks.tables`. Exit code 1
