@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import upgrades
+from benchmarks import planner, upgrades
 from benchmarks.acceptance.rules import judge, table
 from benchmarks.faults import page as faults
 from benchmarks.flips import page as flips
@@ -58,6 +58,10 @@ def render() -> str:
         path = RESULTS / f"upgrades-{name}.json"
         if path.exists():
             parts.append(upgrades.section(name, json.loads(path.read_text())))
+    for name in planner.NAMES:
+        path = RESULTS / f"planner-{name}.json"
+        if path.exists():
+            parts.append(planner.section(name, json.loads(path.read_text())))
     blends = {
         path.stem.removeprefix("blends-"): json.loads(path.read_text())
         for path in sorted(RESULTS.glob("blends-*.json"))

@@ -67,7 +67,16 @@ def criterion(
         k: See `difference`.
         margin: What `one` may lose, in 0..1: then the claim is that it is not worse by more.
     """
-    found = difference(one, other, metric, k)
+    return held(difference(one, other, metric, k), margin)
+
+
+def held(found: Score, margin: float = 0.0) -> Criterion:
+    """Whether a difference lies above 0, or above what may be lost.
+
+    Args:
+        found: A mean difference, in -1..1.
+        margin: What may be lost, in 0..1.
+    """
     low, high = found.ci or (-1.0, 1.0)
     return Criterion(found, True if low > -margin else False if high < -margin else None)
 

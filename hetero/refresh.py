@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float64
 from hetero.errors import DataError
 from hetero.evaluate import Task
 from hetero.metrics import per_query
-from hetero.retrieval import rank, search
+from hetero.retrieval import Ranks, rank, search
 from hetero.space import Embeddings, Space
 
 
@@ -253,6 +253,36 @@ def corrected(
     )
 
 
+def ranks(
+    task: Task,
+    queries: Embeddings,
+    before: Embeddings,
+    after: Embeddings,
+    refreshed: Collection[str],
+    correction: Correction | None = None,
+) -> Ranks:
+    """What is found in the task's gallery when some of its rows are re-embedded.
+
+    Args:
+        task: What is asked, and of which gallery.
+        queries: By the model that asks, of all its pictures.
+        before: By the older gallery model, or rows of several.
+        after: By the newer one, in the same space.
+        refreshed: Ids of the rows that are taken from `after`.
+        correction: Of cosines to the others.
+
+    Raises:
+        DataError: A refreshed id is not in the gallery.
+        SpaceMismatchError: The vectors are of several spaces.
+    """
+    ours = queries.take(task.query_ids)
+    theirs = mixed(before.take(task.gallery_ids), after, refreshed)
+    if correction is not None:
+        older = set(task.gallery_ids) - set(refreshed)
+        ours, theirs = corrected(ours, theirs, older, correction)
+    return rank(ours, theirs, task.truth)
+
+
 def curve(
     task: Task,
     queries: Embeddings,
@@ -284,13 +314,9 @@ def curve(
     """
     if sorted(order) != sorted(task.gallery_ids):
         raise DataError(f"refresh: an order of {len(order)} ids that are not the gallery's")
-    asked, gallery = queries.take(task.query_ids), before.take(task.gallery_ids)
     scores = []
     for share in shares:
-        done = round(share * len(order))
-        ours, theirs = asked, mixed(gallery, after, order[:done])
-        if correction is not None:
-            ours, theirs = corrected(ours, theirs, order[done:], correction)
-        ranks = rank(ours, theirs, task.truth)
-        scores.append(float(per_query(metric, ranks, k).mean()))
+        done = order[: round(share * len(order))]
+        found = ranks(task, queries, before, after, done, correction)
+        scores.append(float(per_query(metric, found, k).mean()))
     return Curve(tuple(float(s) for s in shares), tuple(scores))

@@ -175,13 +175,28 @@ def meet(
     Raises:
         SpaceMismatchError: There is none.
     """
-    for ours in (queries.space, *sorted(query_holds, key=lambda s: -s.dim)):
-        for theirs in (gallery.space, *gallery_holds):
-            if ours.same_as(theirs):
-                return _within(queries, ours), _within(gallery, theirs)
+    ours, theirs = common((queries, query_holds), (gallery, gallery_holds))
+    return ours, theirs
+
+
+def common(*sides: tuple[Embeddings, Sequence[Space]]) -> tuple[Embeddings, ...]:
+    """All sides in the longest space that all of them are in, see `meet`.
+
+    Args:
+        sides: Vectors, and the spaces that their first numbers are in.
+
+    Raises:
+        SpaceMismatchError: There is none.
+    """
+    (first, holds), *others = sides
+    there = [(rows.space, *held) for rows, held in others]
+    for space in (first.space, *sorted(holds, key=lambda s: -s.dim)):
+        if all(any(space.same_as(one) for one in spaces) for spaces in there):
+            return tuple(_within(rows, space) for rows, _ in sides)
+    who = " and ".join(f"{rows.made_by} ({rows.space.id})" for rows, _ in sides)
     raise SpaceMismatchError(
-        f"{queries.made_by} ({queries.space.id}) and {gallery.made_by} ({gallery.space.id}) share "
-        "no space; train the newer one with `hetero upgrade train`, or use `hetero upgrade map`"
+        f"{who} share no space; train the newer one with `hetero upgrade train`, or use "
+        "`hetero upgrade map`"
     )
 
 

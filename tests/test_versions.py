@@ -11,7 +11,7 @@ from hetero import compatibility, versions
 from hetero.errors import ConfigError, DataError, SpaceMismatchError
 from hetero.metrics import per_query
 from hetero.retrieval import Ranks
-from hetero.space import Embeddings
+from hetero.space import Embeddings, Space
 
 #: Right answers of 40 in (query, gallery): v2 in v1's index is better than v1 there, v3 is worse.
 RIGHT = {
@@ -179,3 +179,25 @@ def test_sides_that_share_no_space_are_refused_with_a_way_out() -> None:
 def test_no_vector_begins_with_a_longer_one() -> None:
     with pytest.raises(SpaceMismatchError, match="no first 5"):
         a_side(5, "a").shortened(space(5, "b"))
+
+
+def test_several_sides_meet_in_the_longest_space_that_all_of_them_hold() -> None:
+    long, middle, short = (space(d, str(d)) for d in (4, 3, 2))
+    rng = np.random.default_rng(0)
+
+    def rows(of: Space) -> Embeddings:
+        return Embeddings.normalised(of, ("a", "b"), rng.normal(size=(2, of.dim)), str(of.dim))
+
+    sides = (rows(long), (short, middle)), (rows(middle), (short,)), (rows(long), (middle, short))
+    found = versions.common(*sides)
+    assert [f.space.dim for f in found] == [3, 3, 3]
+    for (before, _), after in zip(sides, found, strict=True):
+        cut = before.vectors[:, :3]
+        expected = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+        np.testing.assert_allclose(after.vectors, expected, atol=1e-6)
+    # Two of them would meet in a longer one than the third is in.
+    found = versions.common(*sides, (rows(short), ()))
+    assert [f.space.dim for f in found] == [2, 2, 2, 2]
+    other = rows(space(3, "e"))
+    with pytest.raises(SpaceMismatchError, match=r"4 .* and 3 .* and 3 .* share no space"):
+        versions.common(*sides[:2], (other, ()))

@@ -324,6 +324,54 @@ def map(
     say(json_, value, "\n".join(lines))
 
 
+@app.command()
+def plan(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A plan.toml: index, [[generation]]s and [[cohort]]s; docs/upgrades.md."
+        ),
+    ],
+    data: Data = "",
+    shares: Annotated[
+        str, typer.Option(help="Of the rows to be re-embedded, at which to measure, 0 to 1.")
+    ] = "0,0.25,0.5,0.75,1",
+    repeats: Annotated[int, typer.Option(min=1, help="Random indexes to take the mean of.")] = 2,
+    sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the queries asked of mixed indexes.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of random indexes, orders and the sample.")] = 0,
+    output: Output = Path("runs/plan"),
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which app versions break, when, and in which order to re-embed: forecast, cost and time."""
+    from hetero import backfill
+    from hetero.stages import embedding, planning
+
+    asked = backfill.load(file)
+    generations = [load_bundle(Path(g.bundle), "gallery") for g in asked.generation]
+    done = planning.plan(
+        asked,
+        generations,
+        [load_bundle(Path(c.bundle)) for c in asked.cohort],
+        embedding.load_images(data, generations[-1]),
+        planning.Effort(numbers("--shares", shares, "0,0.5,1"), repeats, sample, seed),
+        output,
+        reporter(quiet),
+    )
+    if json_:
+        say(True, done.to_json(), "")
+    else:
+        from rich.console import Console
+
+        from hetero.render import backfill as render
+
+        render.show(done, Console(highlight=False))
+        print(f"forecast: {output / 'plan.json'}, {output / 'plan.svg'}")
+    _leave(done.outcome)
+
+
 def _leave(outcome: Decided) -> None:
     """Exit with a verdict's code."""
     from hetero.report import EXIT_CODES

@@ -9,8 +9,10 @@ from typing import Any
 from hetero.errors import require
 from hetero.refresh import Curve
 
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "hetero"}
-_NAMES = {"recall_at_1": "Recall@1, %", "recall_at_5": "Recall@5, %", "map": "mAP, %"}
+#: Under which a figure gives the same text every time.
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "hetero"}
+#: Metric -> label of an axis.
+NAMES = {"recall_at_1": "Recall@1, %", "recall_at_5": "Recall@5, %", "map": "mAP, %"}
 
 
 def frontier(
@@ -32,7 +34,7 @@ def frontier(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with require("matplotlib", "report").rc_context(_STYLE):
+    with require("matplotlib", "report").rc_context(STYLE):
         figure, axes = _canvas()
         where = {name: (100 * x, 100 * y) for name, x, y in points}
         line = sorted(where[name] for name in best)
@@ -53,7 +55,7 @@ def frontier(
         axes.set_xlabel("new model in the old index, mAP, %")
         axes.set_ylabel("new model in the new index, mAP, %")
         axes.legend(fontsize=7)
-        return _text(figure)
+        return text_of(figure)
 
 
 def refresh(curves: Mapping[str, Curve], before: float, metric: str) -> str:
@@ -67,7 +69,7 @@ def refresh(curves: Mapping[str, Curve], before: float, metric: str) -> str:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with require("matplotlib", "report").rc_context(_STYLE):
+    with require("matplotlib", "report").rc_context(STYLE):
         figure, axes = _canvas()
         for name, curve in curves.items():
             dashed = "--" if "corrected" in name else ":" if name == "control" else "-"
@@ -80,9 +82,9 @@ def refresh(curves: Mapping[str, Curve], before: float, metric: str) -> str:
             )
         axes.axhline(100 * before, color="black", linewidth=0.8, label="old model, old index")
         axes.set_xlabel("share of the index that is re-embedded, %")
-        axes.set_ylabel(_NAMES[metric])
+        axes.set_ylabel(NAMES[metric])
         axes.legend(fontsize=7)
-        return _text(figure)
+        return text_of(figure)
 
 
 def _canvas() -> tuple[Any, Any]:
@@ -92,7 +94,8 @@ def _canvas() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _text(figure: Any) -> str:
+def text_of(figure: Any) -> str:
+    """The SVG document of a figure, the same every time."""
     out = StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

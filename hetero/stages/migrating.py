@@ -102,7 +102,7 @@ def version_matrix(
     everyone = {b.digest: b for b in (*galleries, *queries, *((free,) if free else ()))}
     for bundle in everyone.values():
         unseen(bundle, images)
-    job, vectors = _embedded(tuple(everyone.values()), images, "test", reporter)
+    job, vectors = embedded(tuple(everyone.values()), images, "test", reporter)
     ranks: dict[tuple[str, str], Ranks] = {}
     with reporter.bar("search", len(queries) * len(galleries)) as bar:
         for q in queries:
@@ -161,7 +161,7 @@ def _home(query: Bundle, galleries: Sequence[Bundle]) -> Bundle:
     )
 
 
-def _embedded(
+def embedded(
     bundles: Sequence[Bundle], images: Images, split: Split, reporter: Reporter
 ) -> tuple[Task, dict[str, Embeddings]]:
     """A split's task, and its pictures' vectors by each bundle, by digest."""
@@ -295,14 +295,16 @@ def refresh(
         before, holds = vectors[old.digest], old.nested
         if led is not None:
             before, holds = led.apply(before), ()
-        ours, before = versions.meet(vectors[asking.digest], before, asking.nested, holds)
-        after, before = versions.meet(vectors[new.digest], before, new.nested, holds)
-        ours, after = versions.meet(ours, after, asking.nested, new.nested)
+        ours, before, after = versions.common(
+            (vectors[asking.digest], asking.nested),
+            (before, holds),
+            (vectors[new.digest], new.nested),
+        )
         return ours, before, after
 
-    job, vectors = _embedded(tuple(bundles.values()), images, "test", reporter)
+    job, vectors = embedded(tuple(bundles.values()), images, "test", reporter)
     queries, before, after = sides(vectors)
-    watch, watched = _embedded(tuple(bundles.values()), images, "val", reporter)
+    watch, watched = embedded(tuple(bundles.values()), images, "val", reporter)
     correction = None
     if images.labelled:
         try:
