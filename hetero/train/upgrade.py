@@ -32,12 +32,12 @@ from hetero._processes import processes
 from hetero.augment import View
 from hetero.bundle import Bundle, space_digest
 from hetero.data import Images
-from hetero.errors import ConfigError, DataError, SpaceMismatchError
+from hetero.errors import ConfigError, SpaceMismatchError
 from hetero.fit import Check, Objective, Settings, fit
 from hetero.heads import CosineHead, Margin, simplex
 from hetero.progress import Reporter
 from hetero.space import Space
-from hetero.train._pictures import Pictures, gather, score
+from hetero.train._pictures import Pictures, gather, must_have_classes, score
 from hetero.train._stored import drawn_views, stored_rows, stored_vectors
 from hetero.train._writing import (
     bytes_digest,
@@ -195,10 +195,7 @@ def train_upgrade(
     if resume and (done := finished(root, run, settings)):
         reporter.line(f"upgraded gallery model: {root} is finished")
         return done
-    if settings.augment.mix:
-        raise ConfigError("a gallery model is trained by class, and blended pictures have none")
-    if not images.labelled:
-        raise DataError(f"{images.name}: no labels; a gallery model is trained by class")
+    must_have_classes(images, settings)
     dim = max(recipe.dim or old.space.dim, old.space.dim)
     for bundle in ancestors:
         _must_hold(old, bundle)
