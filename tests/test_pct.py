@@ -757,3 +757,15 @@ def test_an_int8_file_is_held_to_its_own_pytorch_model(
     )  # fmt: skip
     assert on_device == 0
     assert far["overall"]["nfr"]["value"] == pytest.approx(here.flips.overall.nfr.value, abs=0.02)
+
+
+def test_pictures_are_decoded_once_for_each_way_of_preparing_them(
+    images: Images, old: Bundle, tmp_path: Path
+) -> None:
+    read: list[int] = []
+    watched = replace(images, read=lambda row: read.append(row) or images.read(row))
+    short = replace(SHORT, epochs=1)
+    other = made(images, tmp_path / "other", preprocess=Preprocess(20), settings=short)
+    sides = flipping.side(old.root), flipping.Side((old, other))
+    flipping.compare(*sides, watched, tmp_path / "out", reporter=quiet())
+    assert sorted(read) == sorted(2 * list(images.rows("test"))), "at 16 px and at 20 px"
