@@ -764,7 +764,7 @@ def test_an_int8_file_is_held_to_its_own_pytorch_model(
 @pytest.mark.toolchain
 @pytest.mark.usefixtures("named")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("format", ["coreml"])
+@pytest.mark.parametrize("format", ["tflite", "coreml"])
 def test_the_gate_counts_the_flips_of_a_file_in_any_format(
     format: str,
     precision: str,
