@@ -7,14 +7,18 @@ normalising happens in one place, and a zero or non-finite row is named and refu
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from hetero.errors import BundleError, ConfigError, DataError, SpaceMismatchError
+from hetero.errors import ConfigError, DataError, SpaceMismatchError
+
+#: Of files of embeddings.
+SCHEMA = "embeddings/1"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -195,7 +199,7 @@ class Embeddings:
         if len(joined.split(b"\n")) != max(1, len(self.ids)):
             raise DataError(f"{self.made_by}: an id contains a line break")
         meta = {
-            "hetero.schema": "embeddings/1",
+            "hetero.schema": SCHEMA,
             "hetero.space_name": self.space.name,
             "hetero.space_digest": self.space.digest,
             "hetero.dim": str(self.space.dim),
@@ -211,27 +215,16 @@ class Embeddings:
         Raises:
             BundleError: The file is missing, torn, or not one of ours.
         """
-        from safetensors import SafetensorError, safe_open
+        from hetero._tensors import read_tensors
 
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                meta = file.metadata() or {}
-                if meta.get("hetero.schema") != "embeddings/1":
-                    raise BundleError(
-                        f"{path}: not an embeddings file of a version this program reads "
-                        f"(schema {meta.get('hetero.schema')!r}, expected 'embeddings/1')"
-                    )
-                vectors = file.get_tensor("vectors")
-                joined = file.get_tensor("ids").tobytes().decode()
+        def build(
+            tensors: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]
+        ) -> Embeddings:
             space = Space(
-                meta["hetero.space_name"], meta["hetero.space_digest"], int(meta["hetero.dim"])
+                texts["hetero.space_name"], texts["hetero.space_digest"], int(texts["hetero.dim"])
             )
+            vectors, joined = tensors["vectors"], tensors["ids"].tobytes().decode()
             ids = tuple(joined.split("\n")) if len(vectors) else ()
-            return cls(space, ids, vectors, meta["hetero.made_by"])
-        except BundleError:
-            raise
-        except KeyError as error:
-            raise BundleError(f"{path}: not an embeddings file, it has no {error}") from error
-        # TypeError: a number type that NumPy does not have.
-        except (OSError, SafetensorError, TypeError, ValueError, ConfigError) as error:
-            raise BundleError(f"{path}: cannot be read as embeddings: {error}") from error
+            return cls(space, ids, vectors, texts["hetero.made_by"])
+
+        return read_tensors(path, SCHEMA, "embeddings", "hetero embed", build)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hetero import _plugins, methods
 from hetero.errors import ConfigError
-from hetero.methods import Method, Setup, Step
+from hetero.methods import Method, Setup, Step, bt2
 from hetero.methods._bank import Bank
 
 NAMES = _plugins.names("hetero.methods")
@@ -46,6 +46,7 @@ def a_setup(seed: int = 0, views: int = 2) -> Setup:
         head=unit(HEAD_ROWS, DIM, seed=3) * lengths,
         head_labels=torch.tensor([2, 0, 4, -1])[labels],
         seed=seed,
+        independent=unit(views, PICTURES, DIM, seed=6).numpy(),
     )
 
 
@@ -57,6 +58,9 @@ def a_step(setup: Setup, query: Tensor | None = None) -> Step:
         rows=rows,
         labels=None if setup.labels is None else setup.labels[rows],
         progress=0.5,
+        independent=None
+        if setup.independent is None
+        else torch.from_numpy(setup.independent[0, rows.numpy()]),
     )
 
 
@@ -100,7 +104,7 @@ def test_a_method_is_a_frozen_dataclass_whose_settings_have_defaults(name: str) 
     first = fields(method)[0].name
     with pytest.raises(FrozenInstanceError):
         setattr(method, first, 2.0)
-    assert method.needs <= {"labels", "head"}
+    assert method.needs <= {"labels", "head", "independent"}
     assert methods.settings_of(method) == {f.name: f.default for f in fields(method)}
 
 
@@ -198,6 +202,8 @@ def test_only_what_a_method_says_it_needs_is_needed(name: str) -> None:
         setup = replace(setup, head=None, head_labels=None)
     if "labels" not in method.needs:
         setup = replace(setup, labels=None, classes=0, head_labels=None)
+    if "independent" not in method.needs:
+        setup = replace(setup, independent=None)
     assert torch.isfinite(loss_of(method, setup))
 
 
@@ -218,7 +224,8 @@ def test_descent_leads_query_vectors_towards_the_gallerys(name: str) -> None:
     labels = torch.arange(PICTURES) % CLASSES
     head = torch.eye(HEAD_ROWS, DIM)
     gallery = nn.functional.normalize(head[labels] + 0.5 * unit(PICTURES, DIM, seed=2), dim=1)
-    setup = Setup(gallery[None].numpy(), labels, CLASSES, head, labels)
+    alone = unit(1, PICTURES, DIM, seed=6).numpy()
+    setup = Setup(gallery[None].numpy(), labels, CLASSES, head, labels, independent=alone)
     wanted = a_step(setup).gallery
     raw, own = unit(BATCH, DIM, seed=9).clone().requires_grad_(), own_part(method, setup)
     optimizer = torch.optim.Adam([raw, *own.parameters()], lr=0.05)
@@ -617,6 +624,138 @@ def test_a_bank_too_small_for_its_neighbours_says_how_many_it_can_give(
     with pytest.raises(ConfigError, match=rf"cannot give {neighbours} .*at most {most}$"):
         Bank(a_setup(), neighbours, size, views)
     Bank(a_setup(), most, size, views)
+
+
+# -- bt2: a basis with the old space at its beginning ---------------------------------------------
+
+LONGER, OWN = DIM + 4, DIM - 2
+
+
+def a_longer_setup() -> Setup:
+    """Whole vectors longer than the gallery's, and an unconstrained model's shorter than both."""
+    alone = unit(2, PICTURES, OWN, seed=6).numpy()
+    return replace(a_setup(), length=LONGER, independent=alone)
+
+
+def a_longer_step(setup: Setup, whole: Tensor) -> Step:
+    assert setup.independent is not None
+    step = a_step(setup, nn.functional.normalize(whole[:, :DIM], dim=1))
+    rows = step.rows.numpy()
+    alone = torch.from_numpy(setup.independent[0, rows])
+    return replace(step, whole=whole, independent=alone)
+
+
+def a_trained_basis(setup: Setup, name: str = "bt2", steps: int = 30) -> tuple[Tensor, bt2.Basis]:
+    """Whole vectors and the basis after some descent on both."""
+    method: Method = methods.make(name)
+    raw, own = unit(BATCH, LONGER, seed=9).clone().requires_grad_(), own_part(method, setup)
+    optimizer = torch.optim.Adam([raw, *own.parameters()], lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        method.loss(a_longer_step(setup, nn.functional.normalize(raw, dim=1)), own).backward()
+        optimizer.step()
+    assert isinstance(own, bt2.Basis)
+    return nn.functional.normalize(raw, dim=1).detach(), own
+
+
+def cayley(square: list[list[float]]) -> np.ndarray:
+    """(1 - S)⁻¹(1 + S) with S = A - Aᵀ, eigenvalue by eigenvalue."""
+    skew = np.array(square) - np.array(square).T
+    values, vectors = np.linalg.eig(skew.astype(complex))
+    return np.real(vectors @ np.diag((1 + values) / (1 - values)) @ np.linalg.inv(vectors))
+
+
+def test_the_basis_of_bt2_is_orthogonal_after_training_and_no_longer_where_it_began() -> None:
+    _, basis = a_trained_basis(a_longer_setup())
+    read = basis.own_part(torch.eye(LONGER)).detach().double()
+    assert read.shape == (LONGER, OWN)
+    assert float((read.T @ read - torch.eye(OWN)).abs().max()) < 1e-5
+    for square in (basis.first, basis.second):
+        turn = bt2._turn(square).detach().double()
+        assert float((turn @ turn.T - torch.eye(len(turn))).abs().max()) < 1e-5
+        assert float((turn - torch.eye(len(turn))).abs().max()) > 0.1
+
+
+def test_own_vectors_of_bt2_are_projections_by_two_turns_one_number_at_a_time() -> None:
+    whole, basis = a_trained_basis(a_longer_setup())
+    first, second = cayley(basis.first.tolist()), cayley(basis.second.tolist())
+    found = basis.own_part(whole).detach()
+    for row, own in zip(whole.tolist(), found.tolist(), strict=True):
+        begin, more = row[:DIM], row[DIM:]
+        turned = [sum(begin[i] * second[i, j] for i in range(DIM)) for j in range(OWN - 4)]
+        held = turned + more
+        expected = [sum(held[i] * first[i, j] for i in range(OWN)) for j in range(OWN)]
+        assert own == pytest.approx(expected, abs=1e-5)
+
+
+def test_all_of_a_longer_vectors_extra_numbers_are_in_its_own_part() -> None:
+    # Nothing that the old space has no room for may be lost to the new model.
+    _, basis = a_trained_basis(a_longer_setup())
+    extra = torch.eye(LONGER)[DIM:]
+    lengths = basis.own_part(extra).detach().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(4), atol=1e-5, rtol=0)
+
+
+def test_bt2_is_the_sum_of_both_cosines_and_the_frozen_classifiers_entropy() -> None:
+    setup = a_longer_setup()
+    whole, basis = a_trained_basis(setup)
+    step = a_longer_step(setup, whole)
+    assert step.independent is not None
+    frozen = methods.make("bct", {"influence": 2.0, "own_weight": 0.0, "scale": 8.0})
+    expected = float(frozen.loss(step, frozen.own(setup)))
+    parts = zip(
+        whole.tolist(),
+        step.gallery.tolist(),
+        basis.own_part(whole).tolist(),
+        step.independent.tolist(),
+        strict=True,
+    )
+    for row, old, own, alone in parts:
+        expected += 3 * (1 - dot(row[:DIM], old) / length(row[:DIM])) / BATCH
+        expected += 0.5 * (1 - dot(own, alone) / length(own)) / BATCH
+    method = methods.make(
+        "bt2", {"weight": 3.0, "independent": 0.5, "influence": 2.0, "scale": 8.0}
+    )
+    assert float(method.loss(step, basis).detach()) == pytest.approx(expected, rel=2e-4)
+
+
+def test_descent_on_bt2_finds_room_for_both_where_one_space_has_none() -> None:
+    # Old and unconstrained vectors have nothing to do with each other, and few numbers are extra.
+    setup = replace(a_setup(), length=2 * DIM, independent=unit(2, PICTURES, DIM, seed=6).numpy())
+    narrow = replace(setup, length=DIM)
+
+    def cosines(setup: Setup) -> tuple[float, float]:
+        method: Method = methods.make("bt2", {"influence": 0.0})
+        raw = unit(BATCH, setup.length, seed=9).clone().requires_grad_()
+        own = own_part(method, setup)
+        assert isinstance(own, bt2.Basis)
+        optimizer = torch.optim.Adam([raw, *own.parameters()], lr=0.05)
+        for _ in range(150):
+            optimizer.zero_grad()
+            step = a_longer_step(setup, nn.functional.normalize(raw, dim=1))
+            method.loss(step, own).backward()
+            optimizer.step()
+        alike = nn.functional.cosine_similarity
+        assert step.independent is not None
+        with torch.no_grad():
+            return (
+                float(alike(raw[:, :DIM], step.gallery).mean()),
+                float(alike(own.own_part(raw), step.independent).mean()),
+            )
+
+    old, own = cosines(setup)
+    assert old > 0.98
+    assert own > 0.98
+    held, lost = cosines(narrow)
+    assert held > 0.9
+    assert lost < own - 0.05
+
+
+@pytest.mark.parametrize(("own", "whole"), [(20, 18), (3, 20)])
+def test_bt2_refuses_an_own_part_that_does_not_fit_the_whole_vector(own: int, whole: int) -> None:
+    setup = replace(a_setup(), length=whole, independent=unit(2, PICTURES, own, seed=6).numpy())
+    with pytest.raises(ConfigError, match=rf"has {own} numbers.*set --dim"):
+        methods.make("bt2").own(setup)
 
 
 # -- sums -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from hetero.errors import (  # noqa: E402
     ConfigError,
     DataError,
     Interrupted,
+    MissingExtraError,
     SpaceMismatchError,
 )
 from hetero.evaluate import task  # noqa: E402
@@ -757,3 +759,68 @@ def test_an_int8_file_is_held_to_its_own_pytorch_model(
     )  # fmt: skip
     assert on_device == 0
     assert far["overall"]["nfr"]["value"] == pytest.approx(here.flips.overall.nfr.value, abs=0.02)
+
+
+@pytest.mark.toolchain
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("format", ["tflite", "coreml"])
+def test_the_gate_counts_the_flips_of_a_file_in_any_format(
+    format: str,
+    precision: str,
+    images: Images,
+    old: Bundle,
+    new: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hetero import export
+
+    calibration = images.pixels(images.rows("train")[:32], PREPROCESS)
+    shutil.copytree(new.root, tmp_path / "new")
+    try:
+        bundle = export.export(
+            Bundle.load(tmp_path / "new"), format, precision, calibration=calibration
+        )
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    item = bundle.artifact(format, precision)
+    assert item.facts["same_class"] >= {"fp32": 1.0, "int8": 0.8}[precision]
+    test = images.rows("test")
+    pixels = images.pixels(test, PREPROCESS)
+    with export.load(bundle.path(item), format) as runner:
+        rows = runner(pixels)
+    assert not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=0.01), "logits as they are"
+    before = models.embed_pixels(models.load_any(old), PREPROCESS, pixels)
+    names = images.classes("train")
+    right = [
+        [names[n] == images.labels[r] for n, r in zip(x.argmax(1), test, strict=True)]
+        for x in (before, rows)
+    ]
+    broken = sum(a and not b for a, b in zip(*right, strict=True))
+    got = command(
+        monkeypatch, "pct", "compare", old.root, bundle.root, "-d", "toy", "-f", format,
+        "-p", precision, "--max-nfr", "0.99", "--json", "-q", "-o", tmp_path / "flips",
+    )  # fmt: skip
+    said = json.loads(capsys.readouterr().out)
+    assert said["overall"]["nfr"]["value"] == pytest.approx(broken / len(test))
+    assert said["gate"]["outcome"] == "pass"
+    assert got == 0
+    strict = command(
+        monkeypatch, "pct", "compare", old.root, bundle.root, "-d", "toy", "-f", format,
+        "-p", precision, "--max-nfr", "0.000001", "-q", "-o", tmp_path / "strict",
+    )  # fmt: skip
+    assert strict == (1 if broken else 3), "so few pictures cannot show that nothing flips"
+
+
+def test_pictures_are_decoded_once_for_each_way_of_preparing_them(
+    images: Images, old: Bundle, tmp_path: Path
+) -> None:
+    read: list[int] = []
+    watched = replace(images, read=lambda row: read.append(row) or images.read(row))
+    short = replace(SHORT, epochs=1)
+    other = made(images, tmp_path / "other", preprocess=Preprocess(20), settings=short)
+    sides = flipping.side(old.root), flipping.Side((old, other))
+    flipping.compare(*sides, watched, tmp_path / "out", reporter=quiet())
+    assert sorted(read) == sorted(2 * list(images.rows("test"))), "at 16 px and at 20 px"

@@ -25,6 +25,7 @@ from hetero.evaluate import task  # noqa: E402
 from hetero.fit import Settings  # noqa: E402
 from hetero.heads import CosineHead, simplex  # noqa: E402
 from hetero.maps._stored import StoredMap, joined  # noqa: E402
+from hetero.methods import bt2  # noqa: E402
 from hetero.metrics import per_query  # noqa: E402
 from hetero.space import Embeddings  # noqa: E402
 from hetero.stages import migrating, upgrading  # noqa: E402
@@ -176,6 +177,57 @@ def test_a_chain_is_held_to_its_own_ancestors_only(home: Path, tmp_path: Path) -
     assert third.manifest.recipe["ancestors"] == old.digest
     with pytest.raises(SpaceMismatchError, match="its own ancestors only"):
         upgraded(new, tmp_path / "wrong", recipe(), ancestors=(free,))
+
+
+def test_bt2_keeps_the_old_space_first_and_the_unheld_models_vectors_in_another_basis(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, free = Bundle.load(home / "old"), Bundle.load(home / "free")
+    bases: list[Any] = []
+    own = bt2.Method.own
+    monkeypatch.setattr(
+        bt2.Method, "own", lambda self, setup: bases.append(own(self, setup)) or bases[-1]
+    )
+    made = upgraded(
+        old,
+        tmp_path / "made",
+        recipe(method="bt2", settings=None, dim=DIM + 6),
+        independent=free,
+    )
+    assert made.space.dim == DIM + 6
+    assert [s.id for s in made.nested] == [old.space.id]
+    assert made.manifest.recipe["independent"] == free.digest
+    ours, theirs = versions.meet(seen(made), seen(old), made.nested, old.nested)
+    assert score(ours, theirs) > score(seen(free).pretend_in(old.space), theirs) + 0.1
+    (basis,) = bases
+    assert float(basis.first.detach().abs().max()) > 0, "the basis is learnt with the model"
+    learnt = task(PICTURES, "train")
+    pixels = PICTURES.pixels(learnt.rows, PREPROCESS)
+    whole, alone = (models.TorchEmbedder(b).embed(learnt.ids, pixels).vectors for b in (made, free))
+    read = basis.own_part(torch.from_numpy(whole.copy())).detach().numpy()
+    near = (read * alone).sum(1) / np.linalg.norm(read, axis=1)
+    assert near.mean() > (whole[:, :DIM] * alone).sum(1).mean() + 0.2
+
+
+def test_bt2_is_refused_without_the_unheld_model_and_other_methods_with_it(
+    home: Path, tmp_path: Path
+) -> None:
+    old, free = Bundle.load(home / "old"), Bundle.load(home / "free")
+    with pytest.raises(ConfigError, match=r"trained on its own: .*--independent"):
+        upgraded(old, tmp_path, recipe(method="bt2", settings=None))
+    with pytest.raises(ConfigError, match="has no use for an independent model"):
+        upgraded(old, tmp_path, recipe(), independent=free)
+    other = replace(PREPROCESS, fit="squash")
+    short = replace(SETTINGS, epochs=1)
+    wrong = train_gallery(
+        PICTURES, GalleryRecipe(GALLERY, DIM), other, short, tmp_path / "wrong", reporter=quiet()
+    )
+    with pytest.raises(ConfigError, match="prepared differently"):
+        upgraded(old, tmp_path, recipe(method="bt2", settings=None), independent=wrong)
+    with pytest.raises(ConfigError, match="hetero upgrade train"):
+        train_query(
+            old, PICTURES, QueryRecipe(QUERY, "bt2"), short, tmp_path / "q", reporter=quiet()
+        )
 
 
 def test_a_finished_upgrade_is_taken_over_and_another_one_is_not(

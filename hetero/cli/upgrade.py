@@ -58,13 +58,17 @@ def train(
             help="An older gallery model to be held to as well, newest first. Repeatable."
         ),
     ] = None,
+    independent: Annotated[
+        Path | None,
+        typer.Option(help="The new model trained on its own; --method bt2 needs it."),
+    ] = None,
     data: Data = "",
     output: Output = Path("runs/upgrade"),
     backbone: Annotated[
         str, typer.Option(help="resnet:width=16, timm:NAME, package.module:function")
     ] = "resnet:width=16",
     method: Annotated[
-        str, typer.Option(help="What holds the new model to the old: bct+regression, ract, ...")
+        str, typer.Option(help="What holds it to the old one: bct+regression, ract, bt2, ...")
     ] = "bct+regression",
     set_: Set = None,
     sweep: Annotated[
@@ -110,6 +114,7 @@ def train(
 
     parent = load_bundle(old, "gallery")
     before = [load_bundle(path, "gallery") for path in ancestor or []]
+    alone = load_bundle(independent, "gallery") if independent else None
     images = embedding.load_images(data, parent)
     recipe = UpgradeRecipe(
         backbone, method, settings(set_), dim, one_of("--head", head, Margin), views=views
@@ -119,6 +124,8 @@ def train(
     if sweep:
         if method != "bct+regression":
             raise ConfigError("--sweep is over the weights of bct+regression; leave --method away")
+        if alone:
+            raise ConfigError("--sweep trains its own independent model; leave --independent away")
         options = upgrading.SweepOptions(
             numbers("--influences", influences, WEIGHTS),
             numbers("--regressions", regressions, WEIGHTS),
@@ -142,9 +149,19 @@ def train(
         value = {"sweep": tried.to_json()}
     else:
         bundle = train_upgrade(
-            parent, images, recipe, how, output, ancestors=before, resume=resume, reporter=told
+            parent,
+            images,
+            recipe,
+            how,
+            output,
+            ancestors=before,
+            independent=alone,
+            resume=resume,
+            reporter=told,
         )
-        found = upgrading.verdict(parent, bundle, images, output, told, ancestors=before)
+        found = upgrading.verdict(
+            parent, bundle, images, output, told, ancestors=before, free=alone
+        )
         head_lines, value = [], {}
     text = [
         f"gallery bundle {bundle.root}: {recipe.backbone}, space {bundle.space.id}"

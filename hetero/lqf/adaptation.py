@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from hetero import models
 from hetero._files import canonical_json, write_atomically
+from hetero._tensors import read_tensors
 from hetero.bundle import Bundle
-from hetero.errors import BundleError, ConfigError
+from hetero.errors import ConfigError
 from hetero.lqf.dual import DualStream
 
 SCHEMA = "hetero.adaptation/1"
@@ -113,29 +114,24 @@ class Adaptation:
         Raises:
             BundleError: It is missing, torn, or not an adaptation that this program reads.
         """
-        from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                if meta.get("hetero.schema") != SCHEMA:
-                    raise BundleError(
-                        f"{path}: schema {meta.get('hetero.schema')!r}, this program reads "
-                        f"{SCHEMA!r}; adaptations are written by `hetero lqf train`"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        def build(
+            tensors: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]
+        ) -> Adaptation:
+            def named(kind: str) -> dict[str, Tensor]:
+                some = {k: v for k, v in tensors.items() if k.startswith(kind)}
+                return {k.removeprefix(kind): torch.from_numpy(v) for k, v in some.items()}
+
             return cls(
-                meta["hetero.bundle"],
-                meta["hetero.base"],
-                tuple(json.loads(meta["hetero.classes"])),
-                {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)},
-                {k.removeprefix(_CHANGE): v for k, v in tensors.items() if k.startswith(_CHANGE)},
-                json.loads(meta["hetero.recipe"]),
+                texts["hetero.bundle"],
+                texts["hetero.base"],
+                tuple(json.loads(texts["hetero.classes"])),
+                named(_HEAD),
+                named(_CHANGE),
+                json.loads(texts["hetero.recipe"]),
             )
-        except BundleError:
-            raise
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, ConfigError) as error:
-            raise BundleError(f"{path}: cannot be read as an adaptation: {error}") from error
+
+        return read_tensors(path, SCHEMA, "an adaptation", "hetero lqf train", build)
 
 
 def _in_order(raw: bytes) -> bytes:

@@ -26,7 +26,8 @@ from torch import nn
 
 from hetero import maps
 from hetero._files import write_atomically
-from hetero.errors import BundleError, ConfigError, DataError
+from hetero._tensors import read_tensors
+from hetero.errors import ConfigError, DataError
 from hetero.space import Embeddings, Space
 
 SCHEMA = "hetero.map/1"
@@ -98,30 +99,21 @@ class StoredMap:
         Raises:
             BundleError: The file is missing, torn, or not one of ours.
         """
-        from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                meta = file.metadata() or {}
-                if meta.get("hetero.schema") != SCHEMA:
-                    raise BundleError(
-                        f"{path}: not a map of a version this program reads (schema "
-                        f"{meta.get('hetero.schema')!r}, expected {SCHEMA!r})"
-                    )
-                arrays = {k: torch.from_numpy(file.get_tensor(k)) for k in file.keys()}  # noqa: SIM118
-            settings = json.loads(meta["hetero.settings"])
-            source, target = (Space(*json.loads(meta[f"hetero.{x}"])) for x in ("source", "target"))
-            side = Space(*json.loads(meta["hetero.side"])) if "hetero.side" in meta else None
+        def build(
+            tensors: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]
+        ) -> StoredMap:
+            settings = json.loads(texts["hetero.settings"])
+            source, target = (
+                Space(*json.loads(texts[f"hetero.{x}"])) for x in ("source", "target")
+            )
+            side = Space(*json.loads(texts["hetero.side"])) if "hetero.side" in texts else None
             length = source.dim + (side.dim if side else 0)
-            net = maps.make(meta["hetero.map"], settings).net(length, target.dim)
-            net.load_state_dict(arrays)
-        except BundleError:
-            raise
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise BundleError(f"{path}: cannot be read as a map: {str(error)[:200]}") from error
-        except ConfigError as error:
-            raise BundleError(f"{path}: {error}") from error
-        return cls(meta["hetero.map"], settings, source, target, net.eval(), side)
+            net = maps.make(texts["hetero.map"], settings).net(length, target.dim)
+            net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+            return cls(texts["hetero.map"], settings, source, target, net.eval(), side)
+
+        return read_tensors(path, SCHEMA, "a map", "hetero upgrade map", build)
 
 
 def joined(vectors: Embeddings, side: Embeddings | None) -> Float32[np.ndarray, "n d"]:

@@ -47,6 +47,10 @@ class Setup:
         head_labels: For each picture, its row in `head`, -1 where the gallery model never saw the
             class; None without a head.
         seed: For whatever a method draws.
+        length: Numbers in the query model's whole vector where that is longer than the gallery's;
+            0 where it is not.
+        independent: Stored unit vectors, as `gallery`, of a model like the query model that was
+            trained without being held to anything, or None.
     """
 
     gallery: Float32[np.ndarray, "v n d"]
@@ -55,6 +59,8 @@ class Setup:
     head: Float[Tensor, "c d"] | None = None
     head_labels: Int64[Tensor, " n"] | None = None
     seed: int = 0
+    length: int = 0
+    independent: Float32[np.ndarray, "v n i"] | None = None
 
     @property
     def dim(self) -> int:
@@ -67,11 +73,14 @@ class Step:
     """What a method sees of one training batch.
 
     Attributes:
-        query: Unit rows by the query model, with gradient.
+        query: Unit rows by the query model, with gradient; where its vectors are longer than the
+            gallery's, their beginning, normalised.
         gallery: Stored unit rows by the gallery model, for the same pictures.
         rows: Row numbers of the pictures in `Setup`, for banks and anchors looked up by picture.
         labels: Class numbers of the query model's training set, or None without labels.
         progress: 0 at the start of training, 1 at its end.
+        whole: Unit rows by the query model at their whole length, or None where `query` is that.
+        independent: Rows of `Setup.independent` for the same pictures, or None.
     """
 
     query: Float[Tensor, "b d"]
@@ -79,6 +88,8 @@ class Step:
     rows: Int64[Tensor, " b"]
     labels: Int64[Tensor, " b"] | None = None
     progress: float = 0.0
+    whole: Float[Tensor, "b w"] | None = None
+    independent: Float[Tensor, "b i"] | None = None
 
 
 @runtime_checkable
@@ -90,7 +101,7 @@ class Method(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    """Among "labels" and "head"; without them the method refuses to start."""
+    """Among "labels", "head" and "independent"; without them the method refuses to start."""
 
     def own(self, setup: Setup) -> nn.Module:
         """What the method keeps beside the model, and throws away after training.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hetero.bundle import MANIFEST, Artifact, Bundle
 from hetero.data import Images, Split
 from hetero.errors import ConfigError, DataError
 from hetero.pct import metrics
+from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.report import EXIT_CODES
 from hetero.verdict import Decision
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from hetero.devices import Inventory
 
 SCHEMA = "hetero.flips/1"
+
+#: A comparison's pictures as a model takes them, decoded once for each way of preparing them.
+Pixels = Callable[[Preprocess], UInt8[np.ndarray, "n s s 3"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,13 +217,17 @@ def compare(
             f"{images.name}: none of its {len(listed)} {split} pictures is of a class that both "
             f"classifiers know; they share {len(both)} classes"
         )
-    ids = [images.ids[r] for r in rows]
+    ids = tuple(images.ids[r] for r in rows)
+
+    @functools.cache
+    def pixels(preprocess: Preprocess) -> UInt8[np.ndarray, "n s s 3"]:
+        return images.pixels(rows, preprocess)
+
     seen = np.zeros(len(rows), bool)
     answers: list[list[str]] = []
     for which in (old, new):
-        pixels = images.pixels(rows, which.bundles[0].preprocess)
-        seen |= _trained(which, images, rows, pixels)
-        found = _answers(which, images, rows, pixels, output, inventory, resume, reporter)
+        seen |= _trained(which, pixels)
+        found = _answers(which, ids, pixels, output, inventory, resume, reporter)
         answers.append([which.classes[i] for i in found])
     labels = [images.labels[r] for r in rows]
     write_json(
@@ -265,32 +274,25 @@ def compare(
     )
 
 
-def _trained(
-    which: Side, images: Images, rows: Sequence[int], pixels: UInt8[np.ndarray, "n s s 3"]
-) -> Bool[np.ndarray, " n"]:
+def _trained(which: Side, pixels: Pixels) -> Bool[np.ndarray, " n"]:
+    """Of each picture, whether one of a side's bundles was trained on it."""
     from hetero.pct import train
 
-    seen = np.zeros(len(rows), bool)
-    for bundle in which.bundles:
-        mine = pixels
-        if bundle.preprocess != which.bundles[0].preprocess:
-            mine = images.pixels(rows, bundle.preprocess)
-        seen |= train.trained_on(bundle, mine)
+    each = [train.trained_on(b, pixels(b.preprocess)) for b in which.bundles]
+    seen: Bool[np.ndarray, " n"] = np.any(each, axis=0)
     return seen
 
 
 def _answers(
     which: Side,
-    images: Images,
-    rows: Sequence[int],
-    pixels: UInt8[np.ndarray, "n s s 3"],
+    ids: Sequence[str],
+    pixels: Pixels,
     output: Path,
     inventory: Inventory | None,
     resume: bool,
     reporter: Reporter,
 ) -> list[int]:
     """The number of the class that a side gives for each picture."""
-    ids = tuple(images.ids[r] for r in rows)
     bundle = which.bundles[0]
     if which.item is None:
         from hetero import models
@@ -298,10 +300,7 @@ def _answers(
         logits = []
         with reporter.bar(f"classify by {which.name}", len(which.bundles)) as bar:
             for member in which.bundles:
-                mine = pixels
-                if member.preprocess != bundle.preprocess:
-                    mine = images.pixels(rows, member.preprocess)
-                net = models.load_any(member)
+                net, mine = models.load_any(member), pixels(member.preprocess)
                 logits.append(models.embed_pixels(net, member.preprocess, mine))
                 bar.advance(1)
         return [int(i) for i in np.mean(logits, axis=0).argmax(1)]
@@ -318,8 +317,8 @@ def _answers(
             resume=resume,
         )
         # Logits scaled to length 1 by the embedder; their order is what is asked for.
-        return [int(i) for i in on.embed(ids, pixels).vectors.argmax(1)]
+        return [int(i) for i in on.embed(ids, pixels(bundle.preprocess)).vectors.argmax(1)]
     from hetero import export
 
     with export.FileEmbedder(bundle, which.item) as here:
-        return [int(i) for i in here.embed(ids, pixels).vectors.argmax(1)]
+        return [int(i) for i in here.embed(ids, pixels(bundle.preprocess)).vectors.argmax(1)]

@@ -11,9 +11,9 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from hetero.data import Images
-from hetero.errors import DataError
+from hetero.errors import ConfigError, DataError
 from hetero.evaluate import Task, task
-from hetero.fit import Check
+from hetero.fit import Check, Settings
 from hetero.metrics import per_query
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
@@ -46,6 +46,22 @@ class Pictures:
         """Ids and pixels, evenly over the validation pictures."""
         rows = spread(len(self.watched))
         return [self.watch.ids[i] for i in rows], self.watched[rows]
+
+
+def must_have_classes(images: Images, settings: Settings) -> None:
+    """Nothing, if a gallery model can be trained on these pictures.
+
+    Raises:
+        ConfigError: Blended pictures are asked for.
+        DataError: The pictures have no labels.
+    """
+    if settings.augment.mix:
+        raise ConfigError("a gallery model is trained by class, and blended pictures have none")
+    if not images.labelled:
+        raise DataError(
+            f"{images.name}: no labels; a gallery model is trained by class. Train it on labelled "
+            "pictures, or take a pretrained one: a query model needs no labels after that"
+        )
 
 
 def spread(count: int) -> list[int]:

@@ -13,13 +13,12 @@ from hetero._files import make_folder
 from hetero.augment import View
 from hetero.bundle import Bundle, space_digest
 from hetero.data import Images
-from hetero.errors import ConfigError, DataError
 from hetero.fit import Check, Objective, Settings, fit
 from hetero.heads import CosineHead, Margin
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.space import Space
-from hetero.train._pictures import gather, score
+from hetero.train._pictures import gather, must_have_classes, score
 from hetero.train._writing import (
     bytes_digest,
     finished,
@@ -104,13 +103,7 @@ def train_gallery(
     if resume and (done := finished(root, run, settings)):
         reporter.line(f"gallery model: {root} is finished")
         return done
-    if settings.augment.mix:
-        raise ConfigError("a gallery model is trained by class, and blended pictures have none")
-    if not images.labelled:
-        raise DataError(
-            f"{images.name}: no labels; a gallery model is trained by class. Train it on labelled "
-            "pictures, or take a pretrained one: a query model needs no labels after that"
-        )
+    must_have_classes(images, settings)
     reporter = spoken_by_one(reporter)
     pictures = gather(images, preprocess, reporter)
     assert pictures.labels is not None

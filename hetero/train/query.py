@@ -255,6 +255,11 @@ def fit_query(
             f"method {recipe.method} needs labels, and {images.name} has none; use a label-free "
             "method such as regression"
         )
+    if "independent" in method.needs:
+        raise ConfigError(
+            f"method {recipe.method} holds one gallery model to another, see `hetero upgrade "
+            "train`; a query model is held by regression and others"
+        )
     reporter = spoken_by_one(reporter)
     preprocess = gallery.preprocess
     pictures = gather(images, preprocess, reporter)

@@ -32,12 +32,12 @@ from hetero._processes import processes
 from hetero.augment import View
 from hetero.bundle import Bundle, space_digest
 from hetero.data import Images
-from hetero.errors import ConfigError, DataError, SpaceMismatchError
+from hetero.errors import ConfigError, SpaceMismatchError
 from hetero.fit import Check, Objective, Settings, fit
 from hetero.heads import CosineHead, Margin, simplex
 from hetero.progress import Reporter
 from hetero.space import Space
-from hetero.train._pictures import Pictures, gather, score
+from hetero.train._pictures import Pictures, gather, must_have_classes, score
 from hetero.train._stored import drawn_views, stored_rows, stored_vectors
 from hetero.train._writing import (
     bytes_digest,
@@ -134,10 +134,15 @@ class UpgradeObjective(Objective):
         for older in self.held:
             assert isinstance(older, Held)
             theirs = torch.from_numpy(stored_rows(older.setup.gallery, epoch, rows))
-            ours = vectors
+            ours, alone = vectors, None
             if older.dim < vectors.shape[1]:
                 ours = nn.functional.normalize(vectors[:, : older.dim], dim=1)
-            step = methods.Step(ours, theirs.to(pixels.device), rows, labels, progress)
+            if older.setup.independent is not None:
+                alone = torch.from_numpy(stored_rows(older.setup.independent, epoch, rows))
+                alone = alone.to(pixels.device)
+            step = methods.Step(
+                ours, theirs.to(pixels.device), rows, labels, progress, vectors, alone
+            )
             loss = loss + older.method.loss(step, older.own) / len(self.held)
         return loss
 
@@ -150,6 +155,7 @@ def train_upgrade(
     root: Path,
     *,
     ancestors: Sequence[Bundle] = (),
+    independent: Bundle | None = None,
     vectors: Path | None = None,
     resume: bool = False,
     reporter: Reporter,
@@ -164,14 +170,16 @@ def train_upgrade(
         root: As for `train_gallery`.
         ancestors: Gallery models older than `old` to be held to as well, whose vectors are in the
             same space or in one that it holds: the chain loss.
+        independent: A model like the new one, trained on its own, for the methods that need it;
+            with the older model's preprocessing.
         vectors: As for `train_query`.
         resume: As for `train_gallery`.
         reporter: As for `train_gallery`.
 
     Raises:
         DataError: No labels, or fewer than two classes to train on.
-        ConfigError: The method needs a classifier that is not there, or a simplex has no vertex
-            left.
+        ConfigError: The method needs a classifier or an independent model that is not there, or
+            takes none; or a simplex has no vertex left.
         SpaceMismatchError: An ancestor's space is not one that `old` is in or holds.
         TrainingError, Interrupted: See `hetero.fit.fit`.
     """
@@ -182,17 +190,16 @@ def train_upgrade(
         "recipe": {**asdict(recipe), "settings": methods.settings_of(method)},
         "parents": [b.digest for b in older],
         "data": images.digest,
+        **({"independent": independent.digest} if independent else {}),
     }
     if resume and (done := finished(root, run, settings)):
         reporter.line(f"upgraded gallery model: {root} is finished")
         return done
-    if settings.augment.mix:
-        raise ConfigError("a gallery model is trained by class, and blended pictures have none")
-    if not images.labelled:
-        raise DataError(f"{images.name}: no labels; a gallery model is trained by class")
+    must_have_classes(images, settings)
     dim = max(recipe.dim or old.space.dim, old.space.dim)
     for bundle in ancestors:
         _must_hold(old, bundle)
+    _must_suit(recipe.method, method, old, independent)
     reporter = spoken_by_one(reporter)
     preprocess = old.preprocess
     pictures = gather(images, preprocess, reporter)
@@ -203,20 +210,30 @@ def train_upgrade(
     head = _head(old, recipe, dim, pictures.classes)
     folder = make_folder(root / "training")
     tables = drawn_views(settings, len(pictures.pixels), recipe.views)
-    held, watched = [], None
-    for bundle in older:
-        theirs = models.load(bundle).to(processes().device)
-        stored = stored_vectors(
+
+    def embedded(bundle: Bundle, net: nn.Module) -> Float32[np.ndarray, "v n d"]:
+        return stored_vectors(
             make_folder(vectors) if vectors else folder,
             bundle,
-            theirs,
+            net,
             pictures.pixels,
             tables,
             run["data"],
             settings,
             reporter,
         )
-        setup = setup_for(bundle, method, pictures, stored, settings.seed)
+
+    alone = None
+    if independent:
+        alone = embedded(independent, models.load(independent).to(processes().device))
+    held, watched = [], None
+    for bundle in older:
+        theirs = models.load(bundle).to(processes().device)
+        setup = replace(
+            setup_for(bundle, method, pictures, embedded(bundle, theirs), settings.seed),
+            length=dim,
+            independent=alone,
+        )
         held.append(Held(method, method.own(setup), setup, bundle.space.dim))
         if watched is None:
             watched = models.embed_pixels(theirs, preprocess, pictures.watched)
@@ -243,8 +260,9 @@ def train_upgrade(
     if dim > old.space.dim:
         digest = space_digest(bytes_digest(weights), preprocess, dim)
         space, nested = Space(space_name(recipe.backbone), digest, dim), (old.space, *old.nested)
-    # Neither may be scored on a class that the other has seen: they are compared.
-    seen = {*pictures.classes, *(c for b in older for c in b.train_classes())}
+    # None may be scored on a class that another has seen: they are compared.
+    others = (*older, *((independent,) if independent else ()))
+    seen = {*pictures.classes, *(c for b in others for c in b.train_classes())}
     return write(
         root,
         run=run_digest(run, settings),
@@ -259,6 +277,7 @@ def train_upgrade(
             "method": f"upgrade:{recipe.method}",
             **{f"method.{k}": v for k, v in methods.settings_of(method).items()},
             "ancestors": " ".join(b.digest for b in ancestors),
+            "independent": independent.digest if independent else "",
         },
         settings=settings,
         parent=old.digest,
@@ -275,6 +294,25 @@ def _must_hold(old: Bundle, ancestor: Bundle) -> None:
         raise SpaceMismatchError(
             f"{ancestor.root}: its space {ancestor.space.id} is not one of those that {old.root} "
             f"is in ({', '.join(s.id for s in spaces)}); a chain holds to its own ancestors only"
+        )
+
+
+def _must_suit(name: str, method: methods.Method, old: Bundle, independent: Bundle | None) -> None:
+    """Nothing, if there is an independent model where the method needs one, and none otherwise."""
+    needed = "independent" in method.needs
+    if needed and independent is None:
+        raise ConfigError(
+            f"method {name} needs the new model trained on its own: `hetero train gallery` with "
+            "the same --backbone and --data, and then --independent with that bundle"
+        )
+    if independent is None:
+        return
+    if not needed:
+        raise ConfigError(f"method {name} has no use for an independent model; bt2 has")
+    if independent.preprocess != old.preprocess:
+        raise ConfigError(
+            f"{independent.root}: its pictures are prepared differently from those of {old.root}; "
+            "train it with that one's --size and the same normalisation"
         )
 
 
