@@ -44,6 +44,7 @@ def render() -> str:
             ("nas", nas.section),
             ("nas-limits", nas.limits_section),
             ("nas-latency", nas.latency_section),
+            ("nas-duration", nas.duration_section),
         ):
             path = RESULTS / f"{stem}-{name}.json"
             if path.exists():

@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks import page
 from benchmarks.lab import in_percent
+from benchmarks.nas import page as nas
+from benchmarks.nas.study import BUDGET, STUDIES
 
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
@@ -160,6 +162,28 @@ def _tradeoffs() -> list[str]:
     ]
 
 
+def _searches() -> list[str]:
+    """What architecture search found, beside what else is to be had at its cost."""
+    rows = [
+        nas.summary(path.stem.removeprefix("nas-"), json.loads(path.read_text()))
+        for name in STUDIES
+        if (path := RESULTS / f"nas-{name}.json").exists()
+    ]
+    if not rows:
+        return []
+    return [
+        f"Architecture search at an {BUDGET}th of the gallery model's multiply-accumulates; mAP in "
+        "the gallery's index, equal trainings. Kendall's tau: how well architectures are ranked "
+        "before they are trained.",
+        "",
+        "| | found, by search | median drawn | best by hand | tau of MACs | of inherited weights "
+        "| of a short training | command |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
 def render() -> str:
     """The results block as Markdown."""
     lines: list[str] = []
@@ -183,6 +207,7 @@ def render() -> str:
             lines.append(f"| {r['seed']} | {r['verdict']} | {shown} |")
         lines.append("")
     lines += _tradeoffs()
+    lines += _searches()
     lines += _speed()
     return "\n".join(lines).strip()
 

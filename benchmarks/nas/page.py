@@ -123,6 +123,24 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     ]
 
 
+def summary(name: str, raw: dict[str, Any]) -> str:
+    """The study in one row of the README."""
+    near = [d for d in raw["drawn"] if d["macs"] >= NEAR * raw["gallery"]["macs"] / BUDGET]
+    found = taus(raw)
+
+    def of(key: str) -> str:
+        return " / ".join(dict.fromkeys(f"{one[key][0]:.2f}" for one in found))
+
+    cells = [
+        " / ".join(f"{100 * hetero(f['job']):.1f}" for f in raw["found"]),
+        f"{100 * float(np.median([hetero(d['job']) for d in near])):.1f}",
+        f"{100 * max(hetero(r) for r in raw['hand'].values()):.1f}",
+        *(of(key) for key in ("macs", "r3", "brief")),
+        f"`{raw['command']}`",
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
 def section(name: str, raw: dict[str, Any]) -> str:
     """The section of one data set."""
     study, macs = raw["study"], raw["gallery"]["macs"]
@@ -176,6 +194,8 @@ def section(name: str, raw: dict[str, Any]) -> str:
     lines += [
         f"| median of {len(near)} drawn at {NEAR:g} to 1 of it | | {middle[0]:.1f} / {middle[1]:.1f} |",
         "",
+        f"A whole search of this study, supernet to the model trained longest, takes {duration(raw):.1f} CPU hours.",
+        "",
         f"The whole range of costs, one supernet; the gallery model itself has {in_percent(paragon)}. "
         f"Tuned: {study['tuned_epochs']} more epochs from inherited weights.",
         "",
@@ -199,6 +219,30 @@ def section(name: str, raw: dict[str, Any]) -> str:
             f"{100 * (paragon['recall_at_1'] - point['tuned']['heterogeneous']['recall_at_1']):.1f} / "
             f"{100 * (paragon['map'] - point['tuned']['heterogeneous']['map']):.1f} | `{point['asked']['backbone']}` |"
         )
+    return "\n".join([*lines, ""])
+
+
+def duration(raw: dict[str, Any]) -> float:
+    """CPU hours of one whole search of the study: supernet, search, tries, finalists, the best."""
+    costs = [
+        inherited["cpu_s"]
+        + found["cpu_s"]
+        + sum(t["cpu_s"] for t in [*found["tried"], *found["finalists"]])
+        + long["cpu_s"]
+        for inherited, found, long in zip(raw["inherited"], raw["found"], raw["long"], strict=True)
+    ]
+    return float(np.mean(costs)) / 3600
+
+
+def duration_section(name: str, raw: dict[str, Any]) -> str:
+    """The section on how long a search takes."""
+    lines = [
+        f"## How long a search takes: {name}",
+        "",
+        f"`{raw['command']}`: `{raw['searched']}` took {raw['wall_s'] / 60:.0f} minutes, {raw['cpu_s'] / 60:.0f} of a processor, on "
+        f"{raw['machine']['cpus']} cores at a load of {raw['load_before']:.0f} to {raw['load_after']:.0f}. It found `{raw['backbone']}` "
+        f"({raw['macs'] / 1e6:.2f} MMAC): {in_percent(raw['scores'])} Recall@1 / mAP in the gallery's index, test classes.",
+    ]
     return "\n".join([*lines, ""])
 
 
