@@ -9,10 +9,15 @@ takes is the cap of a second search in the same supernet, by the table. The winn
 chosen in the same way, with trainings of the same length; they are exported and run in alternating
 blocks: is the second really under the cap, and does it find more? Raw results go to
 benchmarks/results/nas-latency-NAME.json.
+
+    python -m benchmarks.nas.latency emoji --again
+
+runs both files again in alternating blocks, for when the machine was too busy the first time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +34,7 @@ FORMAT, PRECISION, DEVICE = "tflite", "int8", "local"
 def main() -> None:
     """Measure, search, train, measure again, write."""
     arguments = parser(__doc__, STUDIES)
+    arguments.add_argument("--again", action="store_true")
     args = arguments.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "30000"}
 
@@ -40,6 +46,17 @@ def main() -> None:
     study, other = STUDIES[args.name], TRADEOFFS[args.name]
     work = args.work / f"tradeoff-{args.name}"
     images, gallery = sources.load(args.data), Bundle.load(work / "seed-0" / "gallery")
+    result = args.results / f"nas-latency-{args.name}.json"
+
+    def exported(record: dict[str, Any]) -> tuple[Any, Any]:
+        made = Bundle.load(work / "seed-0" / record["job"]["name"])
+        return measuring.one_file(made, images, FORMAT, PRECISION)
+
+    if args.again:
+        kept = json.loads(result.read_text())
+        both = [exported(kept[key]["job"]) for key in ("by_macs", "by_latency")]
+        save(result, {**kept, "measured": _alternated(both, work / "nas-alternated")})
+        return
     table = measuring.measure(
         gallery,
         images,
@@ -64,10 +81,6 @@ def main() -> None:
     )
     first = found("0", by_macs["contenders"])
 
-    def exported(record: dict[str, Any]) -> tuple[Any, Any]:
-        made = Bundle.load(work / "seed-0" / record["job"]["name"])
-        return measuring.one_file(made, images, FORMAT, PRECISION)
-
     files = [exported(first)]
     cap_ms = _quiet_ms(files[0], work / "nas-cap")
     by_latency = searched(
@@ -84,7 +97,7 @@ def main() -> None:
     second = found("latency", by_latency["contenders"])
     files.append(exported(second))
     save(
-        args.results / f"nas-latency-{args.name}.json",
+        result,
         {
             "command": f"python -m benchmarks.nas.latency {args.name}",
             "machine": machine(),
