@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import io
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -329,7 +329,10 @@ def test_ctrl_c_stops_every_worker_and_says_how_to_go_on(run: Fleet) -> None:
         def follow(self, run: str, offset: int) -> tuple[bytes, bool]:
             if not offset and self.alive:
                 if not meeting.wait():
-                    _thread.interrupt_main()
+                    # As a terminal does it: this wakes the main thread from whatever it waits for.
+                    main = threading.main_thread().ident
+                    assert main is not None
+                    signal.pthread_kill(main, signal.SIGINT)
                 self.log = b"".join(transcript(ROWS)[:4])
             return self.log[offset:], self.alive
 
