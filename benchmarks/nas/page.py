@@ -45,6 +45,17 @@ def hetero(record: dict[str, Any], key: str = "map") -> float:
     return heterogeneous(record)[key]
 
 
+def drawn_near(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The drawn architectures of about the budget's cost."""
+    most = raw["gallery"]["macs"] / BUDGET
+    return [d for d in raw["drawn"] if d["macs"] >= NEAR * most]
+
+
+def median(raw: dict[str, Any], key: str = "map") -> float:
+    """The median score of those, in the gallery's index, 0..1."""
+    return float(np.median([hetero(d["job"], key) for d in drawn_near(raw)]))
+
+
 def taus(raw: dict[str, Any]) -> list[dict[str, tuple[float, float, float]]]:
     """Of each supernet, predictor -> tau with the final heterogeneous mAP."""
     final = [hetero(d["job"]) for d in raw["drawn"]]
@@ -62,8 +73,7 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Claim, rule, what was seen, whether it holds."""
     found = taus(raw)
     value = [{k: v[0] for k, v in one.items()} for one in found]
-    near = [d for d in raw["drawn"] if d["macs"] >= NEAR * raw["gallery"]["macs"] / BUDGET]
-    median = float(np.median([hetero(d["job"]) for d in near]))
+    middle = median(raw)
     winners = [hetero(f["job"]) for f in raw["found"]]
     hand = {n: hetero(r) for n, r in raw["hand"].items()}
     changes = [
@@ -92,8 +102,8 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         (
             "A20: what is found beats the median of those drawn at equal cost",
             "mAP, every search",
-            f"{percent(winners)} against {100 * median:.1f}",
-            all(w > median for w in winners),
+            f"{percent(winners)} against {100 * middle:.1f}",
+            all(w > middle for w in winners),
         ),
         (
             "what is found beats hand-designed networks of equal cost",
@@ -125,7 +135,6 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 def summary(name: str, raw: dict[str, Any]) -> str:
     """The study in one row of the README."""
-    near = [d for d in raw["drawn"] if d["macs"] >= NEAR * raw["gallery"]["macs"] / BUDGET]
     found = taus(raw)
 
     def of(key: str) -> str:
@@ -133,7 +142,7 @@ def summary(name: str, raw: dict[str, Any]) -> str:
 
     cells = [
         " / ".join(f"{100 * hetero(f['job']):.1f}" for f in raw["found"]),
-        f"{100 * float(np.median([hetero(d['job']) for d in near])):.1f}",
+        f"{100 * median(raw):.1f}",
         f"{100 * max(hetero(r) for r in raw['hand'].values()):.1f}",
         *(of(key) for key in ("macs", "r3", "brief")),
         f"`{raw['command']}`",
@@ -146,7 +155,6 @@ def section(name: str, raw: dict[str, Any]) -> str:
     study, macs = raw["study"], raw["gallery"]["macs"]
     paragon = raw["gallery"]["scores"]
     most = macs / BUDGET
-    near = [d for d in raw["drawn"] if d["macs"] >= NEAR * most]
     lines = [
         f"## Architecture search: {name}",
         "",
@@ -188,11 +196,9 @@ def section(name: str, raw: dict[str, Any]) -> str:
         lines.append(
             f"| {words} | {record['macs'][0] / 1e6:.2f} | {in_percent(heterogeneous(record))} |"
         )
-    middle = [
-        100 * float(np.median([hetero(d["job"], k) for d in near])) for k in ("recall_at_1", "map")
-    ]
+    middle = [100 * median(raw, k) for k in ("recall_at_1", "map")]
     lines += [
-        f"| median of {len(near)} drawn at {NEAR:g} to 1 of it | | {middle[0]:.1f} / {middle[1]:.1f} |",
+        f"| median of {len(drawn_near(raw))} drawn at {NEAR:g} to 1 of it | | {middle[0]:.1f} / {middle[1]:.1f} |",
         "",
         f"A whole search of this study, supernet to the model trained longest, takes {duration(raw):.1f} CPU hours.",
         "",

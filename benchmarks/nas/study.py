@@ -125,19 +125,16 @@ def by_hand(most: float, dim: int, size_px: int) -> dict[str, str]:
 def watched(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     """What `benchmarks.lab.corners` gives, and the scores on validation classes."""
     from benchmarks.lab import corners
-    from benchmarks.tuning import validation
 
-    root = folder / found["job"]["name"]
-    kept = validation(root, folder / found["job"]["gallery"], data)
-    return {**corners(found, data, folder), "validation": kept}
+    return {**corners(found, data, folder), **judged(found, data, folder)}
 
 
 def judged(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     """The scores on validation classes alone."""
     from benchmarks.tuning import validation
 
-    kept = validation(folder / found["job"]["name"], folder / found["job"]["gallery"], data)
-    return {**found, "validation": kept}
+    job = found["job"]
+    return {"validation": validation(folder / job["name"], folder / job["gallery"], data)}
 
 
 def elect(

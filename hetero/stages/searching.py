@@ -231,17 +231,31 @@ def _briefly(
     reporter: Reporter,
 ) -> float:
     """Validation mAP in the gallery's index after a short training of its own, from scratch."""
-    bundle = train_query(
+    brief = replace(settings, epochs=epochs, lr=options.lr)
+    bundle = _scratch(trained, backbone, brief, root, root / name, True, reporter)
+    return trained.score_net(models.load(bundle)).r2
+
+
+def _scratch(
+    trained: Trained,
+    backbone: str,
+    settings: Settings,
+    root: Path,
+    output: Path,
+    resume: bool,
+    reporter: Reporter,
+) -> Bundle:
+    """An architecture trained on its own, from weights of its own."""
+    return train_query(
         trained.gallery,
         trained.images,
         trained.recipe.query(backbone),
-        replace(settings, epochs=epochs, lr=options.lr),
-        root / name,
+        settings,
+        output,
         vectors=root / "vectors",
-        resume=True,
+        resume=resume,
         reporter=reporter,
     )
-    return trained.score_net(models.load(bundle)).r2
 
 
 def _winner(
@@ -281,24 +295,19 @@ def _own(
     reporter: Reporter,
 ) -> Bundle:
     """A candidate with inherited weights, or trained on from them, or from scratch."""
-    vectors = root / "vectors"
     if not options.epochs:
         return trained.bundle(candidate.architecture, output)
     own = replace(settings, epochs=options.epochs, lr=options.lr)
     if options.start == "inherited":
         return trained.tuned(
-            candidate.architecture, own, output, vectors=vectors, resume=resume, reporter=reporter
+            candidate.architecture,
+            own,
+            output,
+            vectors=root / "vectors",
+            resume=resume,
+            reporter=reporter,
         )
-    return train_query(
-        trained.gallery,
-        trained.images,
-        trained.recipe.query(candidate.backbone),
-        own,
-        output,
-        vectors=vectors,
-        resume=resume,
-        reporter=reporter,
-    )
+    return _scratch(trained, candidate.backbone, own, root, output, resume, reporter)
 
 
 def _health(
