@@ -7,6 +7,7 @@ goes on where it was. Two processes of one thread each get more out of two cores
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -264,8 +265,19 @@ def epoch_speed(objective: Any, pixels: Any, batch: int, folder: Path) -> float:
     return epoch.images_per_s
 
 
-def embed_test(root: Path, data: str, split: Literal["train", "val", "test"] = "test") -> Any:
-    """The task of a collection's split and a bundle's vectors of its pictures."""
+def embed_split(root: Path, data: str, split: Literal["train", "val", "test"] = "test") -> Any:
+    """The task of a collection's split and a bundle's vectors of its pictures.
+
+    The last ones are remembered: a process that scores many query models wants the gallery model's
+    again for each.
+    """
+    from hetero.bundle import Bundle
+
+    return _embed(root, Bundle.load(root).digest, data, split)
+
+
+@functools.lru_cache(maxsize=4)
+def _embed(root: Path, digest: str, data: str, split: Literal["train", "val", "test"]) -> Any:
     from hetero import data as sources
     from hetero import models
     from hetero.bundle import Bundle
@@ -288,9 +300,9 @@ def corners(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
     theirs = None
     name = job["gallery"] or ("gallery" if job["name"] != "gallery" else "")
     if name and (folder / name).exists():
-        _, theirs = embed_test(folder / name, data)
+        _, theirs = embed_split(folder / name, data)
     for at, root in enumerate(found["bundles"]):
-        task, mine = embed_test(folder / root, data)
+        task, mine = embed_split(folder / root, data)
         scored = {"own": pair(task, mine, mine)}
         if theirs is not None and theirs.space.dim == mine.space.dim:
             if theirs.space != mine.space:
@@ -321,8 +333,8 @@ def whitened(root: Path, gallery: Path, data: str) -> dict[str, float]:
     sides = [Bundle.load(x) for x in (root, gallery)]
     images, options = sources.load(data), AlignOptions("whiten")
     align(sides[0], sides[1], images, output, options, Reporter(quiet=True))
-    task, theirs = embed_test(gallery, data)
-    scores = pair(task, embed_test(output, data)[1], theirs)
+    task, theirs = embed_split(gallery, data)
+    scores = pair(task, embed_split(output, data)[1], theirs)
     note.write_text(json.dumps(scores) + "\n")
     return scores
 

@@ -63,17 +63,10 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
 
 def validation(root: Path, gallery: Path, data: str) -> dict[str, float]:
     """Recall@1 and mAP of a query bundle in its gallery's index, on validation classes."""
-    from benchmarks.lab import pair
-    from hetero import data as sources
-    from hetero import models
-    from hetero.bundle import Bundle
-    from hetero.evaluate import task
+    from benchmarks.lab import embed_split, pair
 
-    images = sources.load(data)
-    job = task(images, "val")
-    sides = [Bundle.load(x) for x in (root, gallery)]
-    pixels = images.pixels(job.rows, sides[0].preprocess)
-    return pair(job, *(models.TorchEmbedder(b).embed(job.ids, pixels) for b in sides))
+    job, theirs = embed_split(gallery, data, "val")
+    return pair(job, embed_split(root, data, "val")[1], theirs)
 
 
 def main() -> None:

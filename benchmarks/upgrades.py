@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.acceptance.rules import Outcome, table, told
-from benchmarks.lab import chance, embed_test, fewer_classes, machine, pair, parser, save
+from benchmarks.lab import chance, embed_split, fewer_classes, machine, pair, parser, save
 
 NAMES = ("emoji", "omniglot")
 
@@ -137,9 +137,9 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
             quiet,
             side=beside,
         )
-        task, stored = embed_test(old.root, data)
-        beside_stored = embed_test(side.root, data)[1] if beside else None
-        _, ours = embed_test(free, data)
+        task, stored = embed_split(old.root, data)
+        beside_stored = embed_split(side.root, data)[1] if beside else None
+        _, ours = embed_split(free, data)
         mapped[name] = pair(task, ours, done.map.apply(stored, beside_stored))
     return {
         "seed": seed,
@@ -158,8 +158,8 @@ def _scale(old: Path, new: Path, data: str) -> dict[str, float]:
     """Mean cosine of the new model's queries to right answers among old and among new rows."""
     import numpy as np
 
-    task, before = embed_test(old, data)
-    _, after = embed_test(new, data)
+    task, before = embed_split(old, data)
+    _, after = embed_split(new, data)
     label = [np.asarray(getattr(task.truth, f"{s}_labels")) for s in ("query", "gallery")]
     group = [np.asarray(getattr(task.truth, f"{s}_groups")) for s in ("query", "gallery")]
     right = (label[0][:, None] == label[1]) & (group[0][:, None] != group[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab import corners, embed_test, pair
+from benchmarks.lab import corners, embed_split, pair
 
 
 def score(found: dict[str, Any], data: str, folder: Path) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def procrustes(folder: Path, data: str, keep: float) -> dict[str, float]:
     import torch
 
     fitted = maps.fit(maps.make("procrustes"), source, target)
-    task, query = embed_test(folder / "independent", data)
-    _, gallery = embed_test(folder / "gallery", data)
+    task, query = embed_split(folder / "independent", data)
+    _, gallery = embed_split(folder / "gallery", data)
     with torch.no_grad():
         moved = fitted(torch.from_numpy(query.vectors.copy())).numpy()
     return pair(

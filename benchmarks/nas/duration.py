@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.lab import embed_test, machine, pair, parser, save
+from benchmarks.lab import embed_split, machine, pair, parser, save
 from benchmarks.nas.study import BUDGET, STUDIES
 
 QUICK = (
@@ -43,8 +43,8 @@ def main() -> None:
         subprocess.run([*command, *options.split(), "-o", folder], check=True)
         took_s, used = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
         query = Bundle.load(Path(folder, "query"))
-        task, theirs = embed_test(gallery.root, args.data)
-        mine = embed_test(query.root, args.data)[1]
+        task, theirs = embed_split(gallery.root, args.data)
+        mine = embed_split(query.root, args.data)[1]
         save(
             args.results / f"nas-duration-{args.name}.json",
             {

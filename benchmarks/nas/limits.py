@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab import embed_test, machine, pair, parser, save, whitened
+from benchmarks.lab import embed_split, machine, pair, parser, save, whitened
 from benchmarks.nas.study import SEEDS, STUDIES
 
 SPLITS = ("train", "test")
@@ -37,8 +37,8 @@ def scored(root: Path | None, gallery: Path, data: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     out: dict[str, Any] = {"macs": Bundle.load(root or gallery).manifest.model.macs}
     for split in SPLITS:
-        task, theirs = embed_test(gallery, data, split)
-        mine = theirs if root is None else embed_test(root, data, split)[1]
+        task, theirs = embed_split(gallery, data, split)
+        mine = theirs if root is None else embed_split(root, data, split)[1]
         cosines = np.einsum("nd,nd->n", mine.vectors, theirs.vectors)
         out[split] = {**pair(task, mine, theirs), "cosine_mean": float(cosines.mean())}
     return out

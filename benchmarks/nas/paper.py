@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import RESULTS, WORK, embed_test, machine, pair, save
+from benchmarks.lab import RESULTS, WORK, embed_split, machine, pair, save
 
 CHEAPER = 80
 
@@ -114,9 +114,9 @@ def main() -> None:
         resume=True,
         reporter=reporter,
     )
-    task, theirs = embed_test(gallery.root, args.data)
-    _, ours = embed_test(outcome.bundle.root, args.data)
-    _, lonely = embed_test(alone.root, args.data)
+    task, theirs = embed_split(gallery.root, args.data)
+    _, ours = embed_split(outcome.bundle.root, args.data)
+    _, lonely = embed_split(alone.root, args.data)
     found: dict[str, Any] = {
         "paragon": pair(task, theirs, theirs),
         "heterogeneous": pair(task, ours, theirs),

@@ -306,7 +306,7 @@ def tuned(
     """Test scores of an architecture with inherited weights, and trained on from them."""
     import dataclasses
 
-    from benchmarks.lab import embed_test, pair
+    from benchmarks.lab import embed_split, pair
     from hetero.progress import Reporter
 
     root = work / "nas-tuned" / name
@@ -328,7 +328,7 @@ def tuned(
         resume=True,
         reporter=Reporter(quiet=True),
     )
-    task, theirs = embed_test(work / "seed-0" / "gallery", data)
+    task, theirs = embed_split(work / "seed-0" / "gallery", data)
     out: dict[str, Any] = {
         "asked": asked,
         "macs": own.manifest.model.macs,
@@ -336,7 +336,7 @@ def tuned(
         "cpu_s": round(time.process_time() - begun, 1),
     }
     for key, bundle in (("inherited", plain), ("tuned", own)):
-        _, mine = embed_test(bundle.root, data)
+        _, mine = embed_split(bundle.root, data)
         out[key] = {"heterogeneous": pair(task, mine, theirs), "own": pair(task, mine, mine)}
     note.write_text(json.dumps(out, indent=1) + "\n")
     return out
