@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -236,6 +237,19 @@ def run(
                 seed, name = scoring[task]
                 out[seed][name] = task.result()
     return out
+
+
+def again(work: Path, seed: int) -> Path:
+    """What `run` takes as `work` for query models of another seed and the same gallery model.
+
+    The gallery model of seed 0 in `work`, which has to be there, is copied once.
+    """
+    folder = work / f"again-{seed}" / f"seed-{seed}"
+    if not (folder / "gallery.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(work / "seed-0" / "gallery", folder / "gallery", dirs_exist_ok=True)
+        shutil.copy(work / "seed-0" / "gallery.json", folder / "gallery.json")
+    return folder.parent
 
 
 def _score(

@@ -13,6 +13,11 @@ benchmarks/results/nas-latency-NAME.json.
     python -m benchmarks.nas.latency emoji --again
 
 runs both files again in alternating blocks, for when the machine was too busy the first time.
+
+    python -m benchmarks.nas.latency emoji --seeds
+
+trains both architectures with three seeds and runs the first seed's files again: two models so near
+in cost differ by less than seeds do.
 """
 
 from __future__ import annotations
@@ -23,18 +28,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import Job, machine, parser, run, save
-from benchmarks.nas.study import BUDGET, LEAST, STUDIES, elect, searched
+from benchmarks.lab import Job, again, corners, machine, parser, run, save
+from benchmarks.nas.study import BUDGET, LEAST, STUDIES, Study, elect, query_job, searched
 from benchmarks.tradeoff import STUDIES as TRADEOFFS
 
+#: Of the query models of `--seeds`; the gallery model stays.
+SEEDS = (0, 1, 2)
 GROUPS = 15
 FORMAT, PRECISION, DEVICE = "tflite", "int8", "local"
+BY = ("by_macs", "by_latency")
 
 
 def main() -> None:
     """Measure, search, train, measure again, write."""
     arguments = parser(__doc__, STUDIES)
-    arguments.add_argument("--again", action="store_true")
+    form = arguments.add_mutually_exclusive_group()
+    form.add_argument("--again", action="store_true")
+    form.add_argument("--seeds", action="store_true")
     args = arguments.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "30000"}
 
@@ -44,19 +54,24 @@ def main() -> None:
     from hetero.stages import measuring
 
     study, other = STUDIES[args.name], TRADEOFFS[args.name]
-    work = args.work / f"tradeoff-{args.name}"
-    images, gallery = sources.load(args.data), Bundle.load(work / "seed-0" / "gallery")
+    work, images = args.work / f"tradeoff-{args.name}", sources.load(args.data)
     result = args.results / f"nas-latency-{args.name}.json"
+    job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
 
-    def exported(record: dict[str, Any]) -> tuple[Any, Any]:
-        made = Bundle.load(work / "seed-0" / record["job"]["name"])
+    def exported(record: dict[str, Any], folder: Path = work) -> tuple[Any, Any]:
+        made = Bundle.load(folder / "seed-0" / record["job"]["name"])
         return measuring.one_file(made, images, FORMAT, PRECISION)
 
-    if args.again:
+    if args.again or args.seeds:
         kept = json.loads(result.read_text())
-        both = [exported(kept[key]["job"]) for key in ("by_macs", "by_latency")]
+        records, folder = [kept[key]["job"] for key in BY], work
+        if args.seeds:
+            kept["seeds"] = over_seeds(study, job, records, args.data, work)
+            records, folder = list(kept["seeds"]["0"].values()), again(work, 0)
+        both = [exported(record, folder) for record in records]
         save(result, {**kept, "measured": _alternated(both, work / "nas-alternated")})
         return
+    gallery = Bundle.load(work / "seed-0" / "gallery")
     table = measuring.measure(
         gallery,
         images,
@@ -65,7 +80,6 @@ def main() -> None:
         work / "nas-measure",
         reporter=Reporter(),
     )
-    job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
 
     def train(jobs: list[Job], then: Any) -> dict[str, dict[str, Any]]:
         return run(jobs, args.data, 32, [0], work, workers=2, then=then, given=[job])[0]
@@ -109,6 +123,23 @@ def main() -> None:
             "measured": _alternated(files, work / "nas-alternated"),
         },
     )
+
+
+def over_seeds(
+    study: Study, gallery: Job, records: list[dict[str, Any]], data: str, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Seed -> name -> record of both architectures; a gallery model that is missing is trained."""
+    run([gallery], data, 32, [0], work, workers=1)
+    jobs = [
+        query_job(study, f"latency-{key}", record["job"]["backbone"])
+        for key, record in zip(BY, records, strict=True)
+    ]
+    return {
+        str(seed): run(jobs, data, 32, [seed], again(work, seed), then=corners, given=[gallery])[
+            seed
+        ]
+        for seed in SEEDS
+    }
 
 
 def _load(file: Any) -> Any:

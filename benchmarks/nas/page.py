@@ -275,6 +275,18 @@ def latency_section(name: str, raw: dict[str, Any]) -> str:
             f"| {words} | {record['macs'][0] / 1e6:.2f} | {measured['quiet_ms'][at]:.4f} | "
             f"{in_percent(heterogeneous(record))} | `{record['job']['backbone']}` |"
         )
+    if "seeds" in raw:
+        macs, quick = (
+            [heterogeneous(found[f"nas-latency-{key}"]) for found in raw["seeds"].values()]
+            for key in ("by_macs", "by_latency")
+        )
+        ahead = [100 * (q["map"] - m["map"]) for m, q in zip(macs, quick, strict=True)]
+        lines += [
+            "",
+            f"Both trained again with {len(ahead)} seeds (`--seeds`; the latencies are of the first seed's files): by multiply-accumulates "
+            f"{', '.join(map(in_percent, macs))}; by measured latency {', '.join(map(in_percent, quick))}: "
+            f"{sum(ahead) / len(ahead):+.2f} points of mAP in the mean, ahead with {sum(a > 0 for a in ahead)} of {len(ahead)}.",
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -18,13 +18,12 @@ benchmarks/results/rivals-NAME.json.
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import Job, corners, heterogeneous, machine, parser, run, save, whitened
+from benchmarks.lab import Job, again, corners, heterogeneous, machine, parser, run, save, whitened
 from benchmarks.tradeoff import STUDIES
 
 #: What we would take, and what else we have.
@@ -104,17 +103,12 @@ def main() -> None:
 
     top = run([gallery], args.data, 32, [0], work, workers=1, then=corners)[0]["gallery"]
     found = {"0": train(rest, 0, work)}
-    again = close(found["0"])
+    near = close(found["0"])
     for seed in SEEDS:
-        folder = work / f"again-{seed}" / f"seed-{seed}"
-        if not (folder / "gallery").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(work / "seed-0" / "gallery", folder / "gallery")
-            shutil.copy(work / "seed-0" / "gallery.json", folder / "gallery.json")
-        found[str(seed)] = train([j for j in rest if j.name in again], seed, folder.parent)
+        found[str(seed)] = train([j for j in rest if j.name in near], seed, again(work, seed))
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         folders = {"0": work / "seed-0"} | {
-            str(seed): work / f"again-{seed}" / f"seed-{seed}" for seed in SEEDS
+            str(seed): again(work, seed) / f"seed-{seed}" for seed in SEEDS
         }
         turned = {
             (at, name): pool.submit(
