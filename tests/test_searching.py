@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,21 @@ def test_a_search_stopped_anywhere_ends_in_the_same_bits(
     if what == "train":
         # Evolution's own random numbers go another way after a stop, so only this one is the same.
         assert weights(again.bundle.root) == weights(outcome.bundle.root)
+
+
+def test_a_search_of_other_settings_into_the_same_folder_begins_anew(
+    gallery: Bundle, outcome: searching.Outcome, tmp_path: Path
+) -> None:
+    shutil.copytree(outcome.bundle.root.parent, tmp_path / "used")
+    listener = Listener()
+    options = replace(OPTIONS, probe_epochs=1, tries=2, try_epochs=1, epochs=1)
+    made = run(gallery, tmp_path / "used", options=options, reporter=listener)
+    assert weights(made.bundle.root) != weights(outcome.bundle.root)
+    # The supernet, two probes, two tries and the winner.
+    assert len([job for job in listener.jobs if job.startswith("train")]) == 6
+    once_more = run(gallery, tmp_path / "used", options=replace(options, probe_epochs=2))
+    assert once_more.health is not None
+    assert once_more.health != made.health
 
 
 def test_inherited_weights_can_be_the_winners(gallery: Bundle, outcome: searching.Outcome) -> None:

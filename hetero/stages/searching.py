@@ -139,7 +139,8 @@ def search(
         resume=resume,
         reporter=reporter,
     )
-    health = _health(trained, settings, options, root, reporter) if options.probes else None
+    run = _Run(trained, settings, options, root, resume, reporter)
+    health = _health(run) if options.probes else None
     if health is not None and not health.healthy:
         raise TrainingError(
             f"supernet {root / 'supernet'}: {health}; less than half, so its ranking of "
@@ -158,7 +159,7 @@ def search(
         identity=trained.digest,
         reporter=reporter,
     )
-    first = _finalists(trained, found, price, settings, options, root, reporter)
+    first = _finalists(run, found, price)
     for candidate in first:
         reporter.line(
             f"search: {candidate.backbone}, {candidate.cost:.4g} {cost.unit}, R2 {candidate.r2:.3f}"
@@ -167,7 +168,7 @@ def search(
         reporter.line("search: no plot of the front, which needs the extra 'report'")
     else:
         _plot(found, cost.unit, root / "front.svg")
-    best, bundle = _winner(trained, first, settings, options, root, resume, reporter)
+    best, bundle = _winner(run, first)
     write_json(
         root / "search.json",
         {
@@ -181,37 +182,71 @@ def search(
     return Outcome(bundle, found, health)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every training of a candidate needs to know of the search that it belongs to."""
+
+    trained: Trained
+    settings: Settings
+    options: SearchOptions
+    root: Path
+    resume: bool
+    reporter: Reporter
+
+    def scratch(self, backbone: str, epochs: int, output: Path) -> Bundle:
+        """An architecture trained on its own, from weights of its own."""
+        return train_query(
+            self.trained.gallery,
+            self.trained.images,
+            self.trained.recipe.query(backbone),
+            replace(self.settings, epochs=epochs, lr=self.options.lr),
+            output,
+            vectors=self.root / "vectors",
+            resume=self.resume,
+            reporter=self.reporter,
+        )
+
+    def briefly(self, backbone: str, epochs: int, name: str) -> float:
+        """Validation mAP in the gallery's index after a short training of its own."""
+        return self.worth(self.scratch(backbone, epochs, self.root / name))
+
+    def worth(self, bundle: Bundle) -> float:
+        """Validation mAP in the gallery's index."""
+        return self.trained.score_net(models.load(bundle)).r2
+
+    def own(self, candidate: nas.Candidate, output: Path) -> Bundle:
+        """A candidate with inherited weights, or trained on from them, or from scratch."""
+        epochs = self.options.epochs
+        if not epochs:
+            return self.trained.bundle(candidate.architecture, output)
+        if self.options.start == "scratch":
+            return self.scratch(candidate.backbone, epochs, output)
+        return self.trained.tuned(
+            candidate.architecture,
+            replace(self.settings, epochs=epochs, lr=self.options.lr),
+            output,
+            vectors=self.root / "vectors",
+            resume=self.resume,
+            reporter=self.reporter,
+        )
+
+
 def _finalists(
-    trained: Trained,
-    found: nas.Found,
-    price: Callable[[Architecture], float],
-    settings: Settings,
-    options: SearchOptions,
-    root: Path,
-    reporter: Reporter,
+    run: _Run, found: nas.Found, price: Callable[[Architecture], float]
 ) -> tuple[nas.Candidate, ...]:
     """The candidates to train on their own; after short trainings of more of them, if asked."""
+    options, trained = run.options, run.trained
     if not options.tries:
         return found.first(options.finalists)
     pool = nas.contenders(
-        trained.net.space, price, trained.score, found, options.tries, seed=settings.seed
+        trained.net.space, price, trained.score, found, options.tries, seed=run.settings.seed
     )
     reached = [
-        _briefly(
-            trained,
-            c.backbone,
-            options.try_epochs,
-            settings,
-            options,
-            root,
-            f"tries/{at}",
-            reporter,
-        )
-        for at, c in enumerate(pool)
+        run.briefly(c.backbone, options.try_epochs, f"tries/{at}") for at, c in enumerate(pool)
     ]
     order = sorted(range(len(pool)), key=lambda at: -reached[at])
     write_json(
-        root / "tries.json",
+        run.root / "tries.json",
         {
             "epochs": options.try_epochs,
             "tries": [{**asdict(pool[at]), "validation_map": reached[at]} for at in order],
@@ -220,126 +255,35 @@ def _finalists(
     return tuple(pool[at] for at in order[: options.finalists])
 
 
-def _briefly(
-    trained: Trained,
-    backbone: str,
-    epochs: int,
-    settings: Settings,
-    options: SearchOptions,
-    root: Path,
-    name: str,
-    reporter: Reporter,
-) -> float:
-    """Validation mAP in the gallery's index after a short training of its own, from scratch."""
-    brief = replace(settings, epochs=epochs, lr=options.lr)
-    bundle = _scratch(trained, backbone, brief, root, root / name, True, reporter)
-    return trained.score_net(models.load(bundle)).r2
-
-
-def _scratch(
-    trained: Trained,
-    backbone: str,
-    settings: Settings,
-    root: Path,
-    output: Path,
-    resume: bool,
-    reporter: Reporter,
-) -> Bundle:
-    """An architecture trained on its own, from weights of its own."""
-    return train_query(
-        trained.gallery,
-        trained.images,
-        trained.recipe.query(backbone),
-        settings,
-        output,
-        vectors=root / "vectors",
-        resume=resume,
-        reporter=reporter,
-    )
-
-
-def _winner(
-    trained: Trained,
-    first: Sequence[nas.Candidate],
-    settings: Settings,
-    options: SearchOptions,
-    root: Path,
-    resume: bool,
-    reporter: Reporter,
-) -> tuple[nas.Candidate, Bundle]:
+def _winner(run: _Run, first: Sequence[nas.Candidate]) -> tuple[nas.Candidate, Bundle]:
     """The finalist that is best on validation classes, and its bundle in ``root/query``."""
-    query = root / "query"
+    query = run.root / "query"
     if len(first) == 1:
-        return first[0], _own(trained, first[0], settings, options, root, query, resume, reporter)
-    bundles = [
-        _own(trained, c, settings, options, root, root / "finalists" / str(at), resume, reporter)
-        for at, c in enumerate(first)
-    ]
-    found = [trained.score_net(models.load(b)).r2 for b in bundles]
+        return first[0], run.own(first[0], query)
+    bundles = [run.own(c, run.root / "finalists" / str(at)) for at, c in enumerate(first)]
+    found = [run.worth(b) for b in bundles]
     at = max(range(len(first)), key=found.__getitem__)
     said = ", ".join(f"{x:.3f}" for x in found)
-    reporter.line(f"search: finalist {at + 1} of {len(first)} is best, validation mAP {said}")
+    run.reporter.line(f"search: finalist {at + 1} of {len(first)} is best, validation mAP {said}")
     shutil.rmtree(query, ignore_errors=True)
     shutil.copytree(bundles[at].root, query)
     return first[at], Bundle.load(query)
 
 
-def _own(
-    trained: Trained,
-    candidate: nas.Candidate,
-    settings: Settings,
-    options: SearchOptions,
-    root: Path,
-    output: Path,
-    resume: bool,
-    reporter: Reporter,
-) -> Bundle:
-    """A candidate with inherited weights, or trained on from them, or from scratch."""
-    if not options.epochs:
-        return trained.bundle(candidate.architecture, output)
-    own = replace(settings, epochs=options.epochs, lr=options.lr)
-    if options.start == "inherited":
-        return trained.tuned(
-            candidate.architecture,
-            own,
-            output,
-            vectors=root / "vectors",
-            resume=resume,
-            reporter=reporter,
-        )
-    return _scratch(trained, candidate.backbone, own, root, output, resume, reporter)
-
-
-def _health(
-    trained: Trained,
-    settings: Settings,
-    options: SearchOptions,
-    root: Path,
-    reporter: Reporter,
-) -> nas.Health:
+def _health(run: _Run) -> nas.Health:
     """The supernet's scores of a few architectures beside those of their own training."""
-    space = trained.net.space
-    rng = np.random.default_rng(settings.seed)
+    space, options = run.trained.net.space, run.options
+    rng = np.random.default_rng(run.settings.seed)
     middle = [space.draw(rng) for _ in range(max(0, options.probes - 2))]
     probes = [space.smallest(), *middle, space.largest()][: options.probes]
     inherited, alone = [], []
     for at, architecture in enumerate(probes):
-        inherited.append(trained.score(architecture).r2)
-        alone.append(
-            _briefly(
-                trained,
-                space.backbone(architecture),
-                options.probe_epochs,
-                settings,
-                options,
-                root,
-                f"probes/{at}",
-                reporter,
-            )
-        )
+        backbone = space.backbone(architecture)
+        inherited.append(run.trained.score(architecture).r2)
+        alone.append(run.briefly(backbone, options.probe_epochs, f"probes/{at}"))
     health = nas.judge_health(inherited, alone)
-    write_json(root / "health.json", asdict(health))
-    reporter.line(f"supernet: {health}")
+    write_json(run.root / "health.json", asdict(health))
+    run.reporter.line(f"supernet: {health}")
     return health
 
 
