@@ -35,10 +35,10 @@ NAMES = ("emoji",)
 #: Weeks that re-embedding takes.
 WEEKS = 8
 #: Share of the queries that forecasts ask on the way, and random indexes they take the mean of.
-SAMPLE, REPEATS = 1.0, 4
+SAMPLE, REPEATS = 1.0, 16
 #: Random indexes of a replay: in one of a thousand rows chance decides whose turn it is when, and
 #: that alone moves a score; in one of millions it does not.
-REPLAYS = 4
+REPLAYS = 16
 #: What forecasts may be off by, in 0..1.
 WITHIN = 0.01
 

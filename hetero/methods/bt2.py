@@ -8,7 +8,7 @@ Differs: the basis is kept for training alone. The paper's network gives its own
     it back to read the own part from it, which is the same sum of losses. The numbers that recall
     the old model come from that layer too, where the paper has a small network for them. Own part
     and old space may differ in length. The classifier for the new model's classes is
-    `hetero.train.upgrade`'s, on the whole vector. Written from the paper.
+    `hetero.train.upgrade`'s, on the whole vector. Written from a description of the method.
 """
 
 from __future__ import annotations
