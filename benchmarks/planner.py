@@ -181,7 +181,7 @@ def replay(name: str, images: Any, root: Path, seeds: Sequence[int]) -> dict[str
     from hetero.retrieval import rank
     from hetero.space import Embeddings
     from hetero.stages.embedding import embed
-    from hetero.stages.migrating import embedded
+    from hetero.stages.versioning import embedded
 
     shares, apps = PLANS[name]
     quiet = Reporter(quiet=True)

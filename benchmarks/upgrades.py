@@ -66,7 +66,7 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
     from hetero.fit import Settings
     from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
-    from hetero.stages import migrating, upgrading
+    from hetero.stages import forwarding, refreshing, upgrading, versioning
     from hetero.stages.aligning import AlignOptions
     from hetero.train import GalleryRecipe, UpgradeRecipe, train_gallery, train_upgrade
 
@@ -112,15 +112,15 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
             reporter=quiet,
         )
         line = [old, new, made]
-        chains[name] = migrating.version_matrix(line, line, images, quiet).to_json()
+        chains[name] = versioning.version_matrix(line, line, images, quiet).to_json()
 
     from hetero.bundle import Bundle
 
-    drawn = migrating.refresh(
+    drawn = refreshing.refresh(
         old,
         new,
         images,
-        migrating.RefreshOptions(),
+        refreshing.RefreshOptions(),
         root / "refresh",
         quiet,
         control=Bundle.load(free),
@@ -128,7 +128,7 @@ def study(data: str, seed: int, size: Size, root: Path) -> dict[str, Any]:
     side = first("side", replace(how, seed=seed + 100))
     mapped = {}
     for name, beside in (("plain", None), ("with side information", side)):
-        done = migrating.forward_map(
+        done = forwarding.forward_map(
             old,
             Bundle.load(free),
             images,

@@ -28,9 +28,9 @@ from hetero.maps._stored import StoredMap, joined  # noqa: E402
 from hetero.methods import bt2  # noqa: E402
 from hetero.metrics import per_query  # noqa: E402
 from hetero.space import Embeddings  # noqa: E402
-from hetero.stages import migrating, upgrading  # noqa: E402
+from hetero.stages import forwarding, refreshing, upgrading, versioning  # noqa: E402
 from hetero.stages.aligning import AlignOptions  # noqa: E402
-from hetero.stages.migrating import RefreshOptions  # noqa: E402
+from hetero.stages.refreshing import RefreshOptions  # noqa: E402
 from hetero.stages.upgrading import Point, SweepOptions  # noqa: E402
 from hetero.train import (  # noqa: E402
     GalleryRecipe,
@@ -334,7 +334,7 @@ def test_a_simplex_goes_on_where_the_generation_before_left_off(home: Path, tmp_
 
 def test_the_version_matrix_finds_each_query_its_home_and_judges_it(home: Path) -> None:
     old, new, free = (Bundle.load(home / n) for n in ("old", "new", "free"))
-    found = migrating.version_matrix([new, old], [old, new], PICTURES, quiet(), free=free)
+    found = versioning.version_matrix([new, old], [old, new], PICTURES, quiet(), free=free)
     assert found.matrix.queries == ("old", "new")
     cells = {(c.query, c.gallery): c for c in found.matrix.cells}
     assert cells["new", "old"].kind == "newer query"
@@ -360,22 +360,22 @@ def test_the_version_matrix_finds_each_query_its_home_and_judges_it(home: Path) 
 
 def test_a_query_bundle_in_the_field_goes_on_with_the_new_gallery(home: Path) -> None:
     query, old, new = (Bundle.load(home / n) for n in ("query", "old", "new"))
-    found = migrating.version_matrix([query], [old, new], PICTURES, quiet(), metrics=("map",))
+    found = versioning.version_matrix([query], [old, new], PICTURES, quiet(), metrics=("map",))
     own, crossed = found.matrix.cells
     assert (own.kind, crossed.kind) == ("own", "older query")
     assert crossed.judged["map"].outcome in ("pass", "fail", "inconclusive")
     longer = Bundle.load(home / "longer")
-    found = migrating.version_matrix([query], [old, longer], PICTURES, quiet(), metrics=("map",))
+    found = versioning.version_matrix([query], [old, longer], PICTURES, quiet(), metrics=("map",))
     assert found.matrix.cells[1].judged["map"].score.value > 0.3
 
 
 def test_a_query_bundle_of_no_gallery_here_is_refused(home: Path) -> None:
     query, new, free = (Bundle.load(home / n) for n in ("query", "new", "free"))
     with pytest.raises(ConfigError, match=r"none of .*new"):
-        migrating.version_matrix([query], [new], PICTURES, quiet())
+        versioning.version_matrix([query], [new], PICTURES, quiet())
     old = Bundle.load(home / "old")
     with pytest.raises(SpaceMismatchError, match="share no space"):
-        migrating.version_matrix([old, free], [old, free], PICTURES, quiet())
+        versioning.version_matrix([old, free], [old, free], PICTURES, quiet())
 
 
 def test_a_model_is_not_scored_on_classes_it_was_trained_on(home: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_model_is_not_scored_on_classes_it_was_trained_on(home: Path) -> None:
         splits=tuple({"train": "test", "test": "train"}.get(s, s) for s in PICTURES.splits),
     )
     with pytest.raises(DataError, match="were trained on"):
-        migrating.version_matrix([old, new], [old, new], leaky, quiet())
+        versioning.version_matrix([old, new], [old, new], leaky, quiet())
 
 
 # -- refresh --------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_a_model_is_not_scored_on_classes_it_was_trained_on(home: Path) -> None:
 
 def test_a_refresh_is_drawn_from_the_old_index_to_the_new_one(home: Path, tmp_path: Path) -> None:
     old, new, free = (Bundle.load(home / n) for n in ("old", "new", "free"))
-    done = migrating.refresh(
+    done = refreshing.refresh(
         old,
         new,
         PICTURES,
@@ -419,7 +419,7 @@ def test_a_refresh_is_a_failure_where_a_curve_falls_below_its_start() -> None:
     from hetero.refresh import Curve
 
     fine, worse = Curve((0.0, 0.5, 1.0), (0.5, 0.495, 0.6)), Curve((0.0, 0.5, 1.0), (0.5, 0.4, 0.6))
-    made = migrating.Refreshed({"random": fine, "control": worse}, None, 0.5, 0.6)
+    made = refreshing.Refreshed({"random": fine, "control": worse}, None, 0.5, 0.6)
     assert made.outcome == "pass"
     assert replace(made, curves={"random": worse}).outcome == "fail"
 
@@ -428,10 +428,10 @@ def test_models_that_share_no_space_are_refreshed_by_a_map(home: Path, tmp_path:
     old, free = Bundle.load(home / "old"), Bundle.load(home / "free")
     options = RefreshOptions(shares=(0.0, 1.0), orders=1)
     with pytest.raises(SpaceMismatchError, match="share no space"):
-        migrating.refresh(old, free, PICTURES, options, tmp_path, quiet())
+        refreshing.refresh(old, free, PICTURES, options, tmp_path, quiet())
     path = tmp_path / "map.safetensors"
-    migrating.forward_map(old, free, PICTURES, AlignOptions("procrustes"), path, quiet())
-    done = migrating.refresh(old, free, PICTURES, replace(options, map=path), tmp_path, quiet())
+    forwarding.forward_map(old, free, PICTURES, AlignOptions("procrustes"), path, quiet())
+    done = refreshing.refresh(old, free, PICTURES, replace(options, map=path), tmp_path, quiet())
     led = StoredMap.load(path).apply(seen(old))
     assert done.curves["random"].scores[0] == pytest.approx(score(seen(free), led))
 
@@ -449,7 +449,7 @@ def test_shares_have_to_run_from_none_to_all() -> None:
 def test_a_map_for_stored_vectors_is_written_and_read_back(home: Path, tmp_path: Path) -> None:
     old, free, new = (Bundle.load(home / n) for n in ("old", "free", "new"))
     path = tmp_path / "map.safetensors"
-    done = migrating.forward_map(
+    done = forwarding.forward_map(
         old, free, PICTURES, AlignOptions("affine", {"rank": 6}), path, quiet()
     )
     assert done.map.source.same_as(old.space)
@@ -472,7 +472,7 @@ def test_side_information_is_the_other_half_of_what_is_mapped(home: Path, tmp_pa
     old, free = Bundle.load(home / "old"), Bundle.load(home / "free")
     side = Bundle.load(home / "longer")
     path = tmp_path / "map.safetensors"
-    done = migrating.forward_map(
+    done = forwarding.forward_map(
         old, free, PICTURES, AlignOptions("procrustes"), path, quiet(), side=side
     )
     rows = joined(seen(old), seen(side))

@@ -32,7 +32,7 @@ from hetero.cli._options import (
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.stages.migrating import Versions
+    from hetero.stages.versioning import Versions
     from hetero.verdict import Decided
 
 app = typer.Typer(
@@ -196,10 +196,10 @@ def matrix(
 ) -> None:
     """Every query version against every gallery version, with the criterion judged per metric."""
     from hetero._files import write_json
-    from hetero.stages import embedding, migrating
+    from hetero.stages import embedding, versioning
 
     galleries = [load_bundle(path, "gallery") for path in gallery]
-    found = migrating.version_matrix(
+    found = versioning.version_matrix(
         [load_bundle(path) for path in query],
         galleries,
         embedding.load_images(data, galleries[-1]),
@@ -238,14 +238,14 @@ def refresh(
     quiet: Quiet = False,
 ) -> None:
     """Curves of a gallery that is re-embedded bit by bit, at random or the uncertain first."""
-    from hetero.stages import embedding, migrating
+    from hetero.stages import embedding, refreshing
 
     parent = load_bundle(old, "gallery")
-    done = migrating.refresh(
+    done = refreshing.refresh(
         parent,
         load_bundle(new, "gallery"),
         embedding.load_images(data, parent),
-        migrating.RefreshOptions(metric, numbers("--shares", shares, WEIGHTS), orders, map),
+        refreshing.RefreshOptions(metric, numbers("--shares", shares, WEIGHTS), orders, map),
         output,
         reporter(quiet),
         query=load_bundle(query) if query else None,
@@ -303,12 +303,12 @@ def map(
 ) -> None:
     """Lead stored vectors of an old gallery model into a new one's space."""
     from hetero.space import Embeddings
-    from hetero.stages import aligning, embedding, migrating
+    from hetero.stages import aligning, embedding, forwarding
 
     if map == aligning.AUTO:
         raise ConfigError("--map auto is for `hetero align`; name one map for stored vectors")
     parent = load_bundle(old, "gallery")
-    done = migrating.forward_map(
+    done = forwarding.forward_map(
         parent,
         load_bundle(new, "gallery"),
         embedding.load_images(data, parent),

@@ -26,7 +26,8 @@ from hetero.retrieval import Ranks
 from hetero.space import Embeddings
 from hetero.stages.checking import unseen
 from hetero.stages.embedding import embed
-from hetero.stages.migrating import drawn, embedded
+from hetero.stages.refreshing import drawn
+from hetero.stages.versioning import embedded
 
 #: Pictures embedded to measure how fast that goes.
 TIMED = 512

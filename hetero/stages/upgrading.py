@@ -25,7 +25,8 @@ from hetero.render import upgrades
 from hetero.space import Embeddings
 from hetero.stages import aligning
 from hetero.stages.embedding import embed
-from hetero.stages.migrating import Versions, drawn, version_matrix
+from hetero.stages.refreshing import drawn
+from hetero.stages.versioning import Versions, version_matrix
 
 if TYPE_CHECKING:
     from hetero.fit import Settings
