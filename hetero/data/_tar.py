@@ -268,6 +268,6 @@ def _note(store: Path, shard: Shard) -> None:
         write_atomically(store, canonical_json(kept))
     except (ConfigError, StorageError, OSError) as error:
         warnings.warn(
-            f"the shards will be gone through again next time, the cache cannot be written: {error}",
+            f"the shard is gone through again next time, the cache cannot be written: {error}",
             stacklevel=2,
         )

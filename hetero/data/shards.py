@@ -133,6 +133,7 @@ def expanded(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, last, listed = at.groups()
+    values: Iterator[str]
     if listed is None:
         values = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
     else:
