@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,10 +76,6 @@ class Settings:
                 "training: epochs at least 1, batch at least 2, lr above 0, weight_decay at least "
                 f"0, warmup in 0..1; got epochs={self.epochs}, batch={self.batch}, lr={self.lr}, "
                 f"weight_decay={self.weight_decay}, warmup={self.warmup}"
-            )
-        if self.mixed_precision not in get_args(Mixed):
-            raise ConfigError(
-                f"mixed precision is {', '.join(get_args(Mixed))}; got {self.mixed_precision!r}"
             )
         if self.shard and self.mixed_precision == "fp16":
             raise ConfigError(
