@@ -110,7 +110,8 @@ def joined(*rows: Tensor) -> tuple[Tensor, ...]:
     Returns:
         One tensor for each, of all rows; of one process, the tensors themselves.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    several = distributed.is_available() and distributed.is_initialized()
+    if not several or distributed.get_world_size() == 1:
         return rows
     mine = torch.tensor([len(rows[0])], device=rows[0].device)
     every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]

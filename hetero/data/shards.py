@@ -60,7 +60,7 @@ def source(where: str, seed: int = 0) -> Images:
                     f"{name}: {sample.key!r} is in {first.path.name} and in {shard.path.name}; "
                     "keys have to be unique over all shards"
                 )
-    labelled = any(sample.label for _, sample in place.values())
+    labelled = not place or any(sample.label for _, sample in place.values())
     if labelled:
         without = [key for key, (_, sample) in place.items() if not sample.label]
         refused += [Skipped(key, "no label: no .cls, no label in its .json") for key in without]
@@ -114,6 +114,8 @@ def _files(name: str, where: str) -> list[Path]:
     found = [Path(one).expanduser() for one in itertools.islice(expanded(where), _MOST + 1)]
     if len(found) > _MOST:
         raise DataError(f"{name}: the pattern stands for more than {_MOST} files")
+    if not found:
+        raise DataError(f"{name}: the pattern stands for no file")
     if len(found) == 1 and found[0].is_dir():
         inside = sorted(p for p in found[0].iterdir() if p.suffix.lower() == ".tar")
         if not inside:
