@@ -4,7 +4,9 @@ Every random number follows from (seed, epoch, step), so a checkpoint needs only
 and where it was. A run continued after SIGKILL ends in the same weights as one left alone.
 
 Started by ``torchrun`` or ``accelerate launch``, each process takes its share of every batch; the
-main process validates, decides for all whether to go on, and alone writes files.
+main process validates, decides for all whether to go on, and alone writes files. Shares are equal:
+a batch that does not divide by the number of processes is refused, and pictures that do not fill a
+batch are left to another epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 
 from hetero import _checkpoint, _processes
 from hetero._files import write_json
+from hetero._mixed import Mixed, mixed
 from hetero._processes import any_of, from_main, mean_of
+from hetero._shards import Sharded
 from hetero.augment import Augment, gather
 from hetero.errors import ConfigError, Interrupted, TrainingError
 from hetero.progress import Reporter
@@ -48,6 +52,8 @@ class Settings:
         seed: Of weights, order and augmentation.
         augment: The views training sees.
         keep_going: Do not stop a run that stays at chance (negative controls do).
+        mixed_precision: What the backbone computes in while it is trained, see `hetero._mixed`.
+        shard: Cut the model over the processes, see `hetero._shards`; of one process, leave it.
     """
 
     epochs: int = 30
@@ -58,6 +64,8 @@ class Settings:
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     keep_going: bool = False
+    mixed_precision: Mixed = "no"
+    shard: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -69,10 +77,19 @@ class Settings:
                 f"0, warmup in 0..1; got epochs={self.epochs}, batch={self.batch}, lr={self.lr}, "
                 f"weight_decay={self.weight_decay}, warmup={self.warmup}"
             )
+        if self.shard and self.mixed_precision == "fp16":
+            raise ConfigError(
+                "a sharded model in fp16 would need a loss scale that all processes agree on; "
+                "use --mixed-precision bf16"
+            )
 
     def identity(self) -> dict[str, Any]:
         """The settings that bear on the weights: a run may be continued with other ones."""
-        return {k: v for k, v in asdict(self).items() if k != "keep_going"}
+        # Left out where they are what they were before there was a choice, so that runs of then can
+        # be continued.
+        later = {"mixed_precision": "no", "shard": False}
+        found = asdict(self).items()
+        return {k: v for k, v in found if k != "keep_going" and (k, v) not in later.items()}
 
 
 class Objective(nn.Module):
@@ -81,16 +98,21 @@ class Objective(nn.Module):
     Attributes:
         net: What is kept at the end.
         tables: Views drawn beforehand, seen in turn; none for fresh ones in each epoch.
+        partial: Whether a step may leave some parameters without a gradient.
     """
 
     net: nn.Module
     tables: Sequence[Tensor] = ()
+    partial: bool = False
 
     def draw(self, epoch: int, count: int, generator: torch.Generator, augment: Augment) -> Tensor:
         """The views of all pictures for an epoch, shape (count, augment.WIDTH)."""
         if self.tables:
             return self.tables[epoch % len(self.tables)]
         return augment.draw(count, generator)
+
+    def choose(self) -> None:
+        """Draw, before a step, what all processes have to draw alike; by default nothing."""
 
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
@@ -160,7 +182,7 @@ def fit(
         ConfigError: The checkpoint belongs to another run, or there are too few pictures.
     """
     _processes.keep_memory()
-    accelerator = _processes.accelerator()
+    accelerator = _processes.accelerator(objective.partial)
     world, me = accelerator.num_processes, accelerator.process_index
     steps = len(pixels) // settings.batch
     if steps < 1 or settings.batch % world or settings.batch // world < 2:
@@ -168,27 +190,44 @@ def fit(
             f"training: {len(pixels)} pictures do not fill one batch of {settings.batch} over "
             f"{world} processes of at least 2 each; lower --batch"
         )
-    parameters = [p for p in objective.parameters() if p.requires_grad]
+    shards = Sharded(objective, accelerator.device) if settings.shard and world > 1 else None
+    trained = shards.run if shards else objective
+    parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = _one_cycle(optimizer, settings, steps * settings.epochs)
-    objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run, optimizer = accelerator.prepare(objective, optimizer)
+    scaler = torch.amp.GradScaler(
+        accelerator.device.type, enabled=settings.mixed_precision == "fp16"
+    )
+    if shards:
+        run, moments = trained, shards.state_of(optimizer)
+    else:
+        objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run, optimizer = accelerator.prepare(objective, optimizer)
+        moments = optimizer
     full = {**identity, "settings": settings.identity(), "processes": world}
     kept = _checkpoint.Checkpoint(folder / _checkpoint.NAME, full)
     first, first_step, history, total = 0, 0, [], torch.zeros(())
     if resume and (state := kept.read()) is not None:
-        kept.restore(state, objective, optimizer, schedule)
+        kept.restore(state, objective, moments, schedule)
+        if shards:
+            shards.scatter()
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         first, first_step, total = state["epoch"], state["step"], state["total"]
         history = [Epoch(**row) for row in state["history"]]
         reporter.line(f"{what}: going on at epoch {first + 1}, step {first_step + 1}")
 
     def save(epoch: int, step: int, total: Tensor) -> None:
+        whole = moments.state_dict()  # of shards, put together by all processes
+        if shards:
+            shards.gather()
         if accelerator.is_main_process:
             kept.write(
                 {
                     "objective": objective.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": whole,
                     "schedule": schedule.state_dict(),
+                    "scaler": scaler.state_dict(),
                     "epoch": epoch,
                     "step": step,
                     "total": total,
@@ -199,6 +238,7 @@ def fit(
     before = first * steps + first_step
     with (
         _stop_on_signal() as stopped,
+        mixed(trained.net, settings.mixed_precision, accelerator.device),
         reporter.bar(what, settings.epochs * steps, done=before) as bar,
     ):
         for epoch in range(first, settings.epochs):
@@ -210,8 +250,11 @@ def fit(
             for step in range(first_step, steps):
                 rows = order[step * settings.batch : (step + 1) * settings.batch][me::world]
                 batch = gather(pixels, rows, views[rows]).to(accelerator.device)
+                torch.manual_seed(_seed(settings.seed, epoch, step, 0))
+                trained.choose()
                 # For a net or a method that draws numbers of its own, dropout for one.
-                torch.manual_seed(_seed(settings.seed, epoch, step, me))
+                if me:
+                    torch.manual_seed(_seed(settings.seed, epoch, step, me))
                 loss = run(
                     batch,
                     views[rows].to(accelerator.device),
@@ -220,9 +263,13 @@ def fit(
                     (epoch * steps + step) / (settings.epochs * steps),
                 )
                 optimizer.zero_grad()
-                accelerator.backward(loss)
-                optimizer.step()
-                schedule.step()
+                accelerator.backward(scaler.scale(loss))
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                # A lower scale says that gradients overflowed and nothing was learnt.
+                if scaler.get_scale() >= scale:
+                    schedule.step()
                 total += loss.detach().cpu()
                 if not math.isfinite(float(total)):
                     raise TrainingError(
@@ -240,6 +287,8 @@ def fit(
             speed = done_here / max(1e-9, time.monotonic() - begun)
             loss_mean = float(mean_of(accelerator, total)) / steps
             first_step, total = 0, torch.zeros(())
+            if shards:
+                shards.gather()
             found = Check(*from_main(accelerator, lambda: astuple(validate(objective.net)), 3))
             history.append(Epoch(epoch + 1, loss_mean, found.score, speed))
             bar.advance(

@@ -29,7 +29,9 @@ OPTIONAL = {
 #: These, and all below them, are about training or run in a converter's own process.
 NEED_AN_EXTRA = {
     "hetero._checkpoint",
+    "hetero._mixed",
     "hetero._processes",
+    "hetero._shards",
     "hetero.augment",
     "hetero.demo",
     "hetero.export._coreml_convert",

@@ -122,6 +122,21 @@ def test_a_loss_is_a_finite_number_that_moves_the_new_model_alone(
     assert step.old.grad is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_may_be_computed_in_parts_is_the_mean_of_its_parts(name: str) -> None:
+    method: Any = methods.make(name)
+    step = a_step()
+
+    def part(rows: slice) -> methods.Step:
+        named = ("logits", "features", "labels", "old")
+        return replace(step, **{n: getattr(step, n)[rows] for n in named})
+
+    whole = method.loss(part(slice(0, 6)))
+    halves = [method.loss(part(rows)) for rows in (slice(0, 3), slice(3, 6))]
+    same = torch.allclose(torch.stack(halves).mean(), whole, rtol=1e-5)
+    assert same is not method.whole_batch
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_without_weight_a_method_is_plain_training(name: str) -> None:
     step = a_step()

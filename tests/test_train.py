@@ -244,6 +244,11 @@ def test_the_loss_holds_each_picture_to_its_own_stored_vector_label_and_head_row
     steps: list[methods.Step] = []
 
     class Spy:
+        needs: frozenset[str] = frozenset()
+
+        def own(self, setup: methods.Setup) -> torch.nn.Module:
+            return torch.nn.Identity()
+
         def loss(self, step: methods.Step, own: torch.nn.Module) -> torch.Tensor:
             steps.append(step)
             return step.query.sum()

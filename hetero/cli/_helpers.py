@@ -67,6 +67,17 @@ def one_of(option: str, value: str, kinds: Any) -> Any:
     return value
 
 
+def precision(name: str) -> Any:
+    """What ``--mixed-precision`` says, as `hetero.fit.Settings` has it.
+
+    Raises:
+        ConfigError: There is no such precision.
+    """
+    from hetero._mixed import Mixed
+
+    return one_of("--mixed-precision", name, Mixed)
+
+
 def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
     """Numbers between commas.
 

@@ -29,7 +29,9 @@ class SplitName(StrEnum):
 Data = Annotated[
     str,
     typer.Option(
-        "--data", "-d", help="Pictures: emoji, a folder of class folders, or a .csv/.parquet list."
+        "--data",
+        "-d",
+        help="Pictures: emoji, a folder of class folders, a .csv/.parquet list, .tar shards.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for results.")]
@@ -42,6 +44,14 @@ Size = Annotated[
 ]
 Rate = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
 Batch = Annotated[int, typer.Option(help="Pictures a step.")]
+Mixed = Annotated[
+    str,
+    typer.Option("--mixed-precision", help="no, bf16 or fp16: what backbones are trained in."),
+]
+Shard = Annotated[
+    bool,
+    typer.Option("--shard-model", help="Cut a large model over torchrun's processes (FSDP2)."),
+]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]
 Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hetero.cli._helpers import (
+    precision,
     preprocess_for,
     reporter,
     say,
@@ -20,6 +21,7 @@ from hetero.cli._options import (
     InventoryFile,
     Json,
     KeepGoing,
+    Mixed,
     Output,
     Quiet,
     Rate,
@@ -88,6 +90,7 @@ def train(
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
     lr: Rate = 3e-3,
+    mixed: Mixed = "no",
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
@@ -113,6 +116,7 @@ def train(
             lr=lr,
             seed=seed,
             keep_going=keep_going,
+            mixed_precision=precision(mixed),
             augment=Augment(flip=flip),
         ),
         output,

@@ -12,6 +12,7 @@ from hetero.cli._helpers import (
     method_for,
     numbers,
     one_of,
+    precision,
     preprocess_for,
     reporter,
     settings,
@@ -23,12 +24,14 @@ from hetero.cli._options import (
     Data,
     Json,
     KeepGoing,
+    Mixed,
     Output,
     Quiet,
     Rate,
     Resume,
     Seed,
     Set,
+    Shard,
     Size,
 )
 
@@ -50,6 +53,8 @@ def gallery(
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
     lr: Rate = 3e-3,
+    mixed: Mixed = "no",
+    shard: Shard = False,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
@@ -67,7 +72,15 @@ def gallery(
         embedding.load_images(data),
         GalleryRecipe(backbone, dim, margin),
         preprocess_for(backbone, size),
-        Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going),
+        Settings(
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            seed=seed,
+            keep_going=keep_going,
+            mixed_precision=precision(mixed),
+            shard=shard,
+        ),
         output,
         resume=resume,
         reporter=reporter(quiet),
@@ -110,6 +123,7 @@ def query(
     epochs: Annotated[int, typer.Option()] = 40,
     batch: Batch = 128,
     lr: Rate = 1e-2,
+    mixed: Mixed = "no",
     qat: Annotated[
         int, typer.Option(min=0, help="Epochs at the end that train it as it will run in int8.")
     ] = 0,
@@ -136,6 +150,7 @@ def query(
         lr=lr,
         seed=seed,
         keep_going=keep_going,
+        mixed_precision=precision(mixed),
         augment=Augment(mix=mix),
     )
     if widths:

@@ -13,6 +13,7 @@ from hetero.cli._helpers import (
     load_bundle,
     numbers,
     one_of,
+    precision,
     reporter,
     say,
     settings,
@@ -22,12 +23,14 @@ from hetero.cli._options import (
     Data,
     Json,
     KeepGoing,
+    Mixed,
     Output,
     Quiet,
     Rate,
     Resume,
     Seed,
     Set,
+    Shard,
 )
 from hetero.errors import ConfigError
 
@@ -100,6 +103,8 @@ def train(
     epochs: Annotated[int, typer.Option()] = 30,
     batch: Batch = 128,
     lr: Rate = 3e-3,
+    mixed: Mixed = "no",
+    shard: Shard = False,
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
@@ -119,7 +124,15 @@ def train(
     recipe = UpgradeRecipe(
         backbone, method, settings(set_), dim, one_of("--head", head, Margin), views=views
     )
-    how = Settings(epochs=epochs, batch=batch, lr=lr, seed=seed, keep_going=keep_going)
+    how = Settings(
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        keep_going=keep_going,
+        mixed_precision=precision(mixed),
+        shard=shard,
+    )
     told = reporter(quiet)
     if sweep:
         if method != "bct+regression":

@@ -1,7 +1,8 @@
 """Where pictures come from: a list of what is there, its split, and a way to read it.
 
 A source is a module of this folder with ``source(where, seed) -> Images``; the command line names
-it as ``NAME`` or ``NAME:WHERE``: ``emoji``, ``folder:photos/``, ``manifest:list.csv``.
+it as ``NAME`` or ``NAME:WHERE``: ``emoji``, ``folder:photos/``, ``manifest:list.csv``,
+``shards:train-{000..009}.tar``.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def load(spec: str, seed: int = 0) -> Images:
 
     Args:
         spec: ``NAME`` or ``NAME:WHERE``, a source of this folder or a dotted path to one's own; a
-            bare path of a folder means ``folder:``, of a .csv or .parquet file ``manifest:``.
+            bare path of a folder means ``folder:``, of a .csv or .parquet file ``manifest:``, of a
+            .tar file or a folder that has nothing else ``shards:``.
         seed: Of the split, where the source makes one.
 
     Raises:
@@ -187,10 +189,20 @@ def load(spec: str, seed: int = 0) -> Images:
     if name not in _plugins.names(__name__):
         if Path(spec).suffix.lower() in (".csv", ".parquet"):
             name, where = "manifest", spec
+        elif Path(spec).suffix.lower() == ".tar" or _holds_shards(Path(spec)):
+            name, where = "shards", spec
         elif os.path.exists(spec) or (not where and "/" in spec):
             name, where = "folder", spec
     images: Images = _plugins.load(__name__, name).source(where, seed)
     return images
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Whether a folder has tar files in it and no other folder, which might be a class."""
+    if not folder.is_dir():
+        return False
+    inside = list(folder.iterdir())
+    return any(p.suffix.lower() == ".tar" for p in inside) and not any(p.is_dir() for p in inside)
 
 
 def by_picture(images: Images, seed: int = 0) -> Images:

@@ -8,10 +8,13 @@ import os
 import stat
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
 
 from hetero._files import canonical_json, write_atomically
 from hetero.data import Images, Skipped, Split, open_set_split
@@ -68,7 +71,32 @@ def collection(
     """
     refused = unusable(place, root, [entry.id for entry in entries])
     passed_over = (*skipped, *(Skipped(printable(i), reason) for i, reason in refused.items()))
-    good = sorted((e for e in entries if e.id not in refused), key=lambda entry: entry.id)
+    good = [entry for entry in entries if entry.id not in refused]
+    return assembled(name, good, passed_over, seed, lambda i: decode(root / i), labelled)
+
+
+def assembled(
+    name: str,
+    usable: Sequence[Entry],
+    skipped: Sequence[Skipped],
+    seed: int,
+    read: Callable[[str], UInt8[np.ndarray, "h w 3"]],
+    labelled: bool = True,
+) -> Images:
+    """These pictures as a collection.
+
+    Args:
+        name: As for `collection`.
+        usable: In any order; each can be decoded.
+        skipped: What was passed over.
+        seed: As for `collection`.
+        read: Id -> the decoded picture.
+        labelled: As for `collection`.
+
+    Raises:
+        DataError: As for `collection`.
+    """
+    good, passed_over = sorted(usable, key=lambda entry: entry.id), tuple(skipped)
     labels = [entry.label for entry in good]
     why = f"; {len(passed_over)} files were skipped" if passed_over else ""
     if not good:
@@ -99,7 +127,7 @@ def collection(
         groups=tuple(entry.group or entry.id for entry in good),
         splits=tuple(splits[label] for label in labels),
         roles=tuple(roles),
-        read=lambda row: decode(root / ids[row]),
+        read=lambda row: read(ids[row]),
         skipped=passed_over,
         labelled=labelled,
     )

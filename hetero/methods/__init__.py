@@ -8,7 +8,7 @@ scalar. Methods add up: ``csd+regression`` is the sum of two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from hetero import _plugins
+from hetero._processes import joined
 from hetero._settings import fill
 from hetero.errors import ConfigError
 from hetero.methods._auto import Choice, choose
@@ -28,6 +29,7 @@ __all__ = [
     "Sum",
     "choose",
     "is_control",
+    "loss_of",
     "make",
     "settings_of",
 ]
@@ -62,6 +64,10 @@ class Setup:
     length: int = 0
     independent: Float32[np.ndarray, "v n i"] | None = None
 
+    def __deepcopy__(self, memo: object) -> Setup:
+        """Itself: nobody writes to it, and stored vectors may be larger than memory."""
+        return self
+
     @property
     def dim(self) -> int:
         """Length of an embedding."""
@@ -91,6 +97,18 @@ class Step:
     whole: Float[Tensor, "b w"] | None = None
     independent: Float[Tensor, "b i"] | None = None
 
+    def joined(self) -> Step:
+        """The step of the whole batch, of which each process has a part; see `_processes.joined`.
+
+        Where there is one process, this very step.
+        """
+        names = ("query", "gallery", "rows", "labels", "whole", "independent")
+        mine: dict[str, Any] = {n: r for n in names if (r := getattr(self, n)) is not None}
+        every = joined(*mine.values())
+        if every[0] is self.query:
+            return self
+        return replace(self, **dict[str, Any](zip(mine, every, strict=True)))
+
 
 @runtime_checkable
 class Method(Protocol):
@@ -98,6 +116,11 @@ class Method(Protocol):
 
     A class may also say ``control = True``: a negative control, which is known to leave the query
     model outside the gallery's space.
+
+    And it should say ``whole_batch = False`` where its loss is a mean over all rows of a batch of
+    what each row costs by itself: then each of several processes computes it of its own rows, and
+    the mean over processes is the loss of the whole batch. Any other loss (one that compares rows,
+    or averages over some of them) is computed of the rows of all processes in each of them.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -131,6 +154,9 @@ class Sum:
         """What any of them needs."""
         return frozenset().union(*(method.needs for _, method in self.parts))
 
+    #: Each part sees to itself.
+    whole_batch: ClassVar[bool] = False
+
     def own(self, setup: Setup) -> nn.Module:
         """What each of them keeps, in order."""
         return nn.ModuleList([method.own(setup) for _, method in self.parts])
@@ -139,7 +165,7 @@ class Sum:
         """The sum of their losses."""
         total = step.query.new_zeros(())
         for (_, method), part in zip(self.parts, own.children(), strict=True):
-            total = total + method.loss(step, part)
+            total = total + loss_of(method, step, part)
         return total
 
 
@@ -182,6 +208,15 @@ def settings_of(method: Method) -> dict[str, Any]:
     if isinstance(method, Sum):
         return {f"{n}.{k}": v for n, part in method.parts for k, v in settings_of(part).items()}
     return {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+
+
+def loss_of(method: Method, step: Step, own: nn.Module) -> Float[Tensor, ""]:
+    """The method's loss of a batch; several processes together get that of all their rows.
+
+    The mean of what the processes get, and of its gradients, is what one process gets of the joined
+    batch.
+    """
+    return method.loss(step.joined() if getattr(method, "whole_batch", True) else step, own)
 
 
 def is_control(method: Method) -> bool:

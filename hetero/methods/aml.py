@@ -39,6 +39,7 @@ class Method:
     weight: float = 10.0
     label: bool = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.form not in ("contrastive", "triplet"):

@@ -57,6 +57,11 @@ class Method:
     normalised: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "head"})
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether pictures may lack a row: the mean is then over those that have one."""
+        return not self.synthesise
+
     def own(self, setup: Setup) -> nn.Module:
         """The query model's own classifier, and the frozen one with its missing rows made."""
         assert setup.labels is not None

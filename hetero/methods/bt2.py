@@ -95,6 +95,7 @@ class Method:
     scale: float = 16.0
     margin: float = 0.1
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "head", "independent"})
+    whole_batch: ClassVar[bool] = False
 
     def own(self, setup: Setup) -> nn.Module:
         """The basis, and the frozen classifier."""

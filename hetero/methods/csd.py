@@ -39,6 +39,7 @@ class Method:
     bank: int = 65536
     bank_views: int = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = False
 
     def own(self, setup: Setup) -> nn.Module:
         """The bank."""

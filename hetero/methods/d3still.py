@@ -39,6 +39,7 @@ class Method:
     hard: float = 2.0
     bank: int = 65536
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = False
 
     def own(self, setup: Setup) -> nn.Module:
         """The bank."""

@@ -29,6 +29,7 @@ class Method:
 
     weight: float = 100.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = True
     control: ClassVar[bool] = True
 
     def own(self, setup: Setup) -> nn.Module:

@@ -2,7 +2,7 @@
 
 Paper: Zhang et al., "Hot-Refresh Model Upgrades with Regression-Alleviating Compatible Training in
     Image Retrieval", ICLR 2022, arXiv:2201.09724, its loss with old and new negatives.
-Differs: negatives are those of the batch, with no queue across processes. Dynamic weights of the
+Differs: negatives are those of the batch, with no queue of earlier batches. Dynamic weights of the
     refresh order are left out.
 """
 
@@ -30,6 +30,7 @@ class Method:
     weight: float = 1.0
     temperature: float = 0.05
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
+    whole_batch: ClassVar[bool] = True
 
     def own(self, setup: Setup) -> nn.Module:
         """Nothing: the method keeps nothing beside the model."""

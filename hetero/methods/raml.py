@@ -33,6 +33,7 @@ class Method:
     within: float = 4.0
     weight: float = 10.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = True
 
     def own(self, setup: Setup) -> nn.Module:
         """Nothing: the method keeps nothing beside the model."""

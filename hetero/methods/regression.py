@@ -26,6 +26,7 @@ class Method:
 
     weight: float = 10.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = False
 
     def own(self, setup: Setup) -> nn.Module:
         """Nothing: the method keeps nothing beside the model."""

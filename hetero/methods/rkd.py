@@ -31,6 +31,7 @@ class Method:
     angle: float = 50.0
     weight: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = True
     control: ClassVar[bool] = True
 
     def own(self, setup: Setup) -> nn.Module:

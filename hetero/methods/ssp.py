@@ -49,6 +49,7 @@ class Method:
     bits: int = 8
     sharpness: float = 10.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = False
 
     def own(self, setup: Setup) -> nn.Module:
         """The anchors: a product quantiser's centroids."""

@@ -43,6 +43,7 @@ class Method:
     scale: float = 16.0
     temperature: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"head"})
+    whole_batch: ClassVar[bool] = False
     control: ClassVar[bool] = True
 
     def own(self, setup: Setup) -> nn.Module:

@@ -133,17 +133,16 @@ class ClassifierObjective(Objective):
         if self.old:
             found = np.mean([stored_rows(s, epoch, rows) for s in self.old], axis=0)
             old = torch.from_numpy(found.astype(np.float32)).to(pixels.device)
-        return self.method.loss(
-            methods.Step(
-                self.net.head(features),
-                features,
-                self.labels[rows],  # type: ignore[index]
-                old,
-                self.columns,  # type: ignore[arg-type]
-                head,
-                progress,
-            )
+        step = methods.Step(
+            self.net.head(features),
+            features,
+            self.labels[rows],  # type: ignore[index]
+            old,
+            self.columns,  # type: ignore[arg-type]
+            head,
+            progress,
         )
+        return methods.loss_of(self.method, step)
 
 
 def train_classifier(

@@ -84,7 +84,13 @@ class QueryObjective(Objective):
         super().__init__()
         self.net, self.method, self.own, self.view = net, method, own, view
         self.setup, self.tables = setup, tables
+        self.partial, self._chosen = isinstance(net, nested.Several), list[Any]()
         self.register_buffer("labels", setup.labels, persistent=False)
+
+    def choose(self) -> None:
+        """Of several nets in one, those that this step trains."""
+        if isinstance(self.net, nested.Several):
+            self._chosen = self.net.sandwich()
 
     def forward(
         self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
@@ -94,13 +100,13 @@ class QueryObjective(Objective):
         labels = None if self.labels is None else self.labels[rows]  # type: ignore[index]
         seen = self.view(pixels, views)
         if isinstance(self.net, nested.Several):
-            embedded = [self.net(seen, which) for which in self.net.sandwich()]
+            embedded = [self.net(seen, which) for which in self._chosen]
         else:
             embedded = [self.net(seen)]
         loss = pixels.new_zeros((), dtype=torch.float32)
         for query in embedded:
             step = methods.Step(query, gallery.to(pixels.device), rows, labels, progress)
-            loss = loss + self.method.loss(step, self.own)
+            loss = loss + methods.loss_of(self.method, step, self.own)
         return loss / len(embedded)
 
 
@@ -313,7 +319,10 @@ def fit_query(
         from hetero.models._quantised import Quantised
 
         rounded = Quantised(net, torch.zeros(2, 3, preprocess.size_px, preprocess.size_px))
-        again = replace(settings, epochs=recipe.qat, lr=settings.lr * QAT_RATE)
+        # Rounding to int8 is learnt in float32: half would round a second time.
+        again = replace(
+            settings, epochs=recipe.qat, lr=settings.lr * QAT_RATE, mixed_precision="no"
+        )
         phase(rounded, again, make_folder(folder / "qat"), "train query as int8")
         rounded.release()
     return net, pictures

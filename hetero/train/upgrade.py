@@ -143,7 +143,7 @@ class UpgradeObjective(Objective):
             step = methods.Step(
                 ours, theirs.to(pixels.device), rows, labels, progress, vectors, alone
             )
-            loss = loss + older.method.loss(step, older.own) / len(self.held)
+            loss = loss + methods.loss_of(older.method, step, older.own) / len(self.held)
         return loss
 
 

@@ -7,17 +7,18 @@ A method is a module of this folder (or a dotted path to one's own) with a froze
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from hetero import _plugins
+from hetero._processes import joined
 from hetero._settings import fill
 from hetero.errors import ConfigError
 
-__all__ = ["Method", "OldHead", "Step", "at_least", "make", "settings_of"]
+__all__ = ["Method", "OldHead", "Step", "at_least", "loss_of", "make", "settings_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +74,25 @@ class Step:
         """Cross-entropy of each picture."""
         return nn.functional.cross_entropy(self.logits, self.labels, reduction="none")
 
+    def joined(self) -> Step:
+        """The step of the whole batch, of which each process has a part; see `_processes.joined`.
+
+        Where there is one process, this very step.
+        """
+        names = ("logits", "features", "labels", "old")
+        mine: dict[str, Any] = {n: r for n in names if (r := getattr(self, n)) is not None}
+        every = joined(*mine.values())
+        if every[0] is self.logits:
+            return self
+        return replace(self, **dict[str, Any](zip(mine, every, strict=True)))
+
 
 @runtime_checkable
 class Method(Protocol):
-    """What a module of this folder offers under the name ``Method``."""
+    """What a module of this folder offers under the name ``Method``.
+
+    ``whole_batch`` is as for `hetero.methods.Method`.
+    """
 
     needs: ClassVar[frozenset[str]]
     """Among "old" (its logits) and "head" (its last layer, of a single old model)."""
@@ -98,6 +114,11 @@ def make(name: str, settings: dict[str, Any] | None = None) -> Method:
     """
     made: Method = fill(_plugins.load(__name__, name), "Method", name, settings or {})
     return made
+
+
+def loss_of(method: Method, step: Step) -> Float[Tensor, ""]:
+    """The method's loss of a batch; several processes together get that of all their rows."""
+    return method.loss(step.joined() if getattr(method, "whole_batch", True) else step)
 
 
 def settings_of(method: Method) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Method:
 
     weight: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"head"})
+    whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

@@ -34,6 +34,7 @@ class Method:
     focus: float = 5.0
     temperature: float = 100.0
     needs: ClassVar[frozenset[str]] = frozenset({"old"})
+    whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

@@ -29,6 +29,7 @@ class Method:
     base: float = 1.0
     focus: float = 5.0
     needs: ClassVar[frozenset[str]] = frozenset({"old"})
+    whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

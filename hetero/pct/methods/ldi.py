@@ -40,6 +40,7 @@ class Method:
     power: float = 2.0
     top: int = 0
     needs: ClassVar[frozenset[str]] = frozenset({"old"})
+    whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

@@ -25,6 +25,7 @@ class Method:
 
     weight: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"old"})
+    whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

@@ -16,6 +16,7 @@ class Method:
     """Cross-entropy alone."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    whole_batch: ClassVar[bool] = False
 
     def loss(self, step: Step) -> Float[Tensor, ""]:
         """The mean cross-entropy."""
