@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import hashlib
 import json
 import os
 import stat
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,9 @@ from hetero.preprocess import decode
 
 #: Of what is noted between runs; a `decode` that refuses more than before needs a new number.
 _SCHEMA = "hetero.usable/1"
+
+#: Whether sources list files without opening them.
+_unopened = contextvars.ContextVar("unopened", default=False)
 
 #: Size in bytes and time of change in ns: what tells a changed file.
 _Facts = tuple[int, int]
@@ -102,7 +107,18 @@ def collection(
         read=lambda row: decode(root / ids[row]),
         skipped=passed_over,
         labelled=labelled,
+        root=root,
     )
+
+
+@contextlib.contextmanager
+def unopened() -> Iterator[None]:
+    """While this lasts, every file that is listed is taken for a picture."""
+    token = _unopened.set(True)
+    try:
+        yield
+    finally:
+        _unopened.reset(token)
 
 
 def odd_name(name: str) -> str:
@@ -167,6 +183,8 @@ def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
         root: What the ids are relative to.
         ids: Relative paths; all UTF-8.
     """
+    if _unopened.get():
+        return {}
     store = _store(place)
     known = _recall(store)
     passed: dict[str, _Facts] = {}
