@@ -32,7 +32,8 @@ def pack(vectors: Float32[np.ndarray, "n d"], storage: Storage) -> np.ndarray[An
     if storage == "float16":
         return vectors.astype(np.float16)
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
-    return np.rint(vectors * (_MOST / largest)).astype(np.int8)
+    whole: np.ndarray[Any, Any] = np.rint(vectors * (_MOST / largest)).astype(np.int8)
+    return whole
 
 
 def unpack(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hetero import _plugins
 from hetero.sharded import Shard
@@ -42,6 +42,7 @@ class Outcome:
     exit_code: int = 0
 
 
+@runtime_checkable
 class Work(Protocol):
     """A bulk job as a worker gets it; picklable."""
 

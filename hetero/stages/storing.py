@@ -49,13 +49,18 @@ class StorageCost:
 
     def __str__(self) -> str:
         """One line for people."""
-        low, high = self.lost.ci or (self.lost.value, self.lost.value)
+        ends = self.lost.ci or (self.lost.value, self.lost.value)
+        was, now, lost, low, high, most, flips = (
+            f"{100 * x:.2f}"
+            for x in (
+                *(self.recall_at_1.value, self.kept_recall_at_1.value, self.lost.value),
+                *(*ends, self.lost_at_most, self.negative_flips),
+            )
+        )
         return (
-            f"{self.storage}: Recall@1 {100 * self.kept_recall_at_1.value:.2f} instead of "
-            f"{100 * self.recall_at_1.value:.2f} %: {100 * self.lost.value:.2f} points lost "
-            f"({100 * low:.2f} to {100 * high:.2f}; at most {100 * self.lost_at_most:.2f} "
-            f"at 95 %), {100 * self.negative_flips:.2f} % negative flips, {self.queries} queries among "
-            f"{self.gallery}"
+            f"{self.storage}: Recall@1 {now} instead of {was} %: {lost} points lost ({low} to "
+            f"{high}; at most {most} at 95 %), {flips} % negative flips, {self.queries} queries "
+            f"among {self.gallery}"
         )
 
 
