@@ -463,30 +463,32 @@ def test_ray_gives_the_local_engines_files_though_one_of_its_workers_is_killed(
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed; needs the extra 'ray'")
     psutil = pytest.importorskip("psutil", reason="finds the worker to kill")
+    embed(bundle, pictures, tmp_path / "local", shard_rows=5)
     out = tmp_path / "ray"
+    words = ("--shard-rows", "5", "--engine", "ray", "--workers", "2", "-o", str(out))
     run = subprocess.Popen(
-        [*hetero_embed(bundle, pictures, "--engine", "ray", "--workers", "2"), "-o", str(out)],
+        hetero_embed(bundle, pictures, *words),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    victims: list[int] = []
+    done_then: list[int] = []
 
     def kill_one() -> None:
-        while run.poll() is None and not victims:
-            found = psutil.Process(run.pid).children(recursive=True)
-            actors = [p for p in found if "MapWorker" in "".join(p.cmdline())]
-            if len(actors) >= 2:
-                victims.append(actors[0].pid)
+        while run.poll() is None and not done_then:
+            lines = len(list((out / "ledger").glob("*.json"))) if out.exists() else 0
+            found = psutil.Process(run.pid).children(recursive=True) if lines else []
+            if actors := [p for p in found if "MapWorker" in "".join(p.cmdline())]:
                 actors[0].kill()
-            time.sleep(0.005)
+                done_then.append(lines)
+            time.sleep(0.002)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     said = run.communicate()
     killer.join()
     assert run.returncode == 0, said
-    assert victims, "no worker was there to be killed"
-    assert contents(out) == contents(done)
+    assert 0 < done_then[0] < 30, "the kill came too late"
+    assert contents(out) == contents(tmp_path / "local")
 
 
 # -- storage --------------------------------------------------------------------------------------
