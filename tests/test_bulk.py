@@ -601,3 +601,53 @@ def test_ids_are_hashed_so_that_no_two_lists_are_alike():
     assert ids_digest(["ab"])[1] != ids_digest(["a", "b"])[1]
     with pytest.raises(DataError, match="line break"):
         ids_digest(["a\nb"])
+
+
+# -- what a billion asks for ----------------------------------------------------------------------
+
+
+def test_an_estimate_is_the_arithmetic_of_a_rate():
+    scale = pytest.importorskip("benchmarks.scale", reason="needs a checkout")
+    rate = scale.Interval(10.0, 8.0, 12.5)
+    found = scale.estimate(36_000_000, rate, 100, 50.0, 1e9, 2e8, price=0.5)
+    # 3.6e7 pictures at 10 a second are 3.6e6 s: 1,000 hours; the slowest rate takes 1,250.
+    assert (found.core_hours.value, found.core_hours.low, found.core_hours.high) == (
+        1000,
+        800,
+        1250,
+    )
+    assert found.days.value == pytest.approx(10 / 24)
+    assert found.disk_bytes == 1.8e9
+    assert found.memory_bytes == pytest.approx(2.1e10)
+    assert found.price.high == 625
+    # Three repeats: t of 2 degrees of freedom at 97.5 % is 4.302653 (any table has it).
+    assert scale.mean([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.302653 / 3**0.5)
+
+
+def test_the_page_of_results_says_what_the_benchmark_found():
+    page = pytest.importorskip("benchmarks.bulk.page", reason="needs a checkout")
+    scale = pytest.importorskip("benchmarks.scale", reason="needs a checkout")
+    run = {"workers": 2, "model": 50.0, "decoder": 450.0, "repeat": 0}
+    stream = {"rows": 80, "worker_peak_bytes": 2**28}
+    runs = [run | {"stream": stream | {"images_per_s": x}} for x in (44.0, 46.0)]
+    growth = [
+        {"images": n, "cpu_s": 2 + n / 1000, "wall_s": n / 500, "main_peak_bytes": 2**27,
+         "worker_peak_bytes": 2**28, "backbone": "b", "size_px": 32}
+        for n in (1000, 9000)
+    ]  # fmt: skip
+    tally = {"kills": {"main": 3}, "moments": {"no job": 3}, "images": 9, "ends": 2, "resumed": 1}
+    raw = {
+        "command": "c", "machine": {"cores": 2}, "data": "emoji", "source_px": 224,
+        "rates": [{"backbone": "b", "size_px": 32, "bytes_per_row": 600.0, "runs": runs}],
+        "growth": growth,
+        "kills": {**tally, "differences": [], "wrong_exits": [], "orphans": 0},
+    }  # fmt: skip
+    text = page.section(raw)
+    assert "| 50.0 | 450 | 45.0 | 90 % (88 to 92) | 90 % |" in text
+    assert "1.00 CPU ms for each further picture" in text
+    assert "nothing lost, nothing twice" in text
+    raw["kills"]["differences"] = ["shards/000001.parquet differs"]
+    assert "**1 faults**" in page.section(raw)
+    rows = [line for line in scale.table(raw, 64) if "1,000,000,000" in line]
+    assert len(rows) == 1
+    assert "559 GiB" in rows[0]  # 600 bytes a row, in units of 2**30
