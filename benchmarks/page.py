@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import planner, upgrades
 from benchmarks.acceptance.rules import judge, table
+from benchmarks.bulk import page as bulk
 from benchmarks.faults import page as faults
 from benchmarks.flips import page as flips
 from benchmarks.harness import page as harness
@@ -74,6 +75,7 @@ def render() -> str:
         ("int8", _int8),
         ("export-latency", _export_latency),
         ("throughput", _throughput),
+        ("bulk", bulk.section),
         ("tuning", _tuning),
         ("faults", faults.section),
         ("fuzz", _fuzz),

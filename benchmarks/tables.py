@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md, made from benchmarks/results/ and nothing else.
+"""The tables of README.md, docs/results.md and docs/scale.md, made from benchmarks/results/ alone.
 
 python -m benchmarks.tables            rewrite them
 python -m benchmarks.tables --check    fail if they do not show what the files hold
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page
+from benchmarks import page, scale
 from benchmarks.lab import in_percent
 from benchmarks.nas import page as nas
 from benchmarks.nas.study import BUDGET, STUDIES
@@ -222,6 +222,7 @@ def main() -> None:
     made = {
         README: f"{head}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}",
         page.PAGE: page.render(),
+        scale.PAGE: scale.render(),
     }
     if args.check:
         for path, wanted in made.items():

@@ -210,12 +210,17 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
-        """The embeddings written by `save`.
+        """The embeddings written by `save`, or all that are in a folder of shards.
 
         Raises:
             BundleError: The file is missing, torn, or not one of ours.
         """
         from hetero._tensors import read_tensors
+
+        if path.is_dir():
+            from hetero.sharded import Sharded
+
+            return Sharded.open(path).load()
 
         def build(
             tensors: Mapping[str, np.ndarray[Any, Any]], texts: Mapping[str, str]

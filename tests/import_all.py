@@ -23,7 +23,7 @@ OPTIONAL = {
     *("coremltools", "flatbuffers", "google"),
     *("jinja2", "matplotlib", "junitparser", "pyarrow", "faiss", "resvg_py"),
     *("beartype", "hypothesis", "jsonschema", "pytest", "sklearn", "pytorch_metric_learning"),
-    *("optuna", "curvlinops"),
+    *("optuna", "curvlinops", "ray", "lance"),
 }
 
 #: These, and all below them, are about training or run in a converter's own process.

@@ -1,4 +1,4 @@
-"""What is done with a bundle: embed pictures, export model files, look inside."""
+"""What is done with a bundle: export model files, look inside."""
 
 from __future__ import annotations
 
@@ -8,31 +8,7 @@ from typing import Annotated
 import typer
 
 from hetero.cli._helpers import load_bundle, reporter, say
-from hetero.cli._options import Data, Formats, Json, Output, Precisions, Quiet, Resume, SplitName
-
-
-def embed(
-    bundle: Annotated[Path, typer.Argument(help="Any bundle.")],
-    data: Data = "",
-    split: Annotated[SplitName, typer.Option(help="Which pictures.")] = SplitName.all,
-    output: Output = Path("embeddings.safetensors"),
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write the PyTorch vectors of a collection, stamped with their space."""
-    from hetero.stages import embedding
-
-    made = load_bundle(bundle)
-    images = embedding.load_images(data, made)
-    chosen = None if split is SplitName.all else split.value
-    vectors = embedding.embed_split(made, images, chosen, output, reporter(quiet))  # type: ignore[arg-type]
-    value = {
-        "file": str(output),
-        "rows": len(vectors),
-        "space": vectors.space.id,
-        "skipped": len(images.skipped),
-    }
-    say(json_, value, f"{output}: {len(vectors)} vectors of space {vectors.space.id}")
+from hetero.cli._options import Data, Formats, Json, Precisions, Quiet, Resume
 
 
 def export(

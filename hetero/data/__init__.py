@@ -55,6 +55,7 @@ class Images:
         closed: Whether the classes are the same in every split and pictures are split instead, for
             classifiers; pictures of one class and group are in one split. Search is not measured
             on such a collection: its test classes were trained on.
+        root: Where pictures are files of their own: ``root / id`` is the file. None elsewhere.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Images:
     skipped: tuple[Skipped, ...] = field(default=())
     labelled: bool = True
     closed: bool = False
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -185,16 +187,39 @@ def load(spec: str, seed: int = 0) -> Images:
         DataError: Nothing usable is there.
         ConfigError: No such source.
     """
+    name, where = named(spec)
+    images: Images = _plugins.load(__name__, name).source(where, seed)
+    return images
+
+
+def listed(spec: str, seed: int = 0) -> Images:
+    """As `load`, but no file is opened: one that cannot be decoded is met when it is read.
+
+    Args:
+        spec: As for `load`.
+        seed: As for `load`.
+
+    Raises:
+        DataError: Nothing is there.
+        ConfigError: No such source.
+    """
+    from hetero.data import _pictures
+
+    with _pictures.unopened():
+        return load(spec, seed)
+
+
+def named(spec: str) -> tuple[str, str]:
+    """The source that a command line names, and where it is to look."""
     name, _, where = spec.partition(":")
     if name not in _plugins.names(__name__):
         if Path(spec).suffix.lower() in (".csv", ".parquet"):
-            name, where = "manifest", spec
-        elif Path(spec).suffix.lower() == ".tar" or _holds_shards(Path(spec)):
-            name, where = "shards", spec
-        elif os.path.exists(spec) or (not where and "/" in spec):
-            name, where = "folder", spec
-    images: Images = _plugins.load(__name__, name).source(where, seed)
-    return images
+            return "manifest", spec
+        if Path(spec).suffix.lower() == ".tar" or _holds_shards(Path(spec)):
+            return "shards", spec
+        if os.path.exists(spec) or (not where and "/" in spec):
+            return "folder", spec
+    return name, where
 
 
 def _holds_shards(folder: Path) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import hashlib
 import json
 import os
 import stat
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +26,9 @@ from hetero.preprocess import decode
 
 #: Of what is noted between runs; a `decode` that refuses more than before needs a new number.
 _SCHEMA = "hetero.usable/1"
+
+#: Whether sources list files without opening them.
+_unopened = contextvars.ContextVar("unopened", default=False)
 
 #: Size in bytes and time of change in ns: what tells a changed file.
 _Facts = tuple[int, int]
@@ -72,7 +78,8 @@ def collection(
     refused = unusable(place, root, [entry.id for entry in entries])
     passed_over = (*skipped, *(Skipped(printable(i), reason) for i, reason in refused.items()))
     good = [entry for entry in entries if entry.id not in refused]
-    return assembled(name, good, passed_over, seed, lambda i: decode(root / i), labelled)
+    made = assembled(name, good, passed_over, seed, lambda i: decode(root / i), labelled)
+    return replace(made, root=root)
 
 
 def assembled(
@@ -131,6 +138,16 @@ def assembled(
         skipped=passed_over,
         labelled=labelled,
     )
+
+
+@contextlib.contextmanager
+def unopened() -> Iterator[None]:
+    """While this lasts, every file that is listed is taken for a picture."""
+    token = _unopened.set(True)
+    try:
+        yield
+    finally:
+        _unopened.reset(token)
 
 
 def odd_name(name: str) -> str:
@@ -195,6 +212,8 @@ def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
         root: What the ids are relative to.
         ids: Relative paths; all UTF-8.
     """
+    if _unopened.get():
+        return {}
     store = _store(place)
     known = _recall(store)
     passed: dict[str, _Facts] = {}

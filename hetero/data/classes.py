@@ -56,6 +56,7 @@ def source(where: str, seed: int = 0) -> Images:
         splits=tuple(split for _, _, split in good),
         roles=("both",) * len(good),
         read=lambda row: decode(Path(root) / ids[row]),
+        root=Path(root),
         skipped=(*walk.skipped, *(Skipped(printable(i), why) for i, why in refused.items())),
         closed=True,
     )

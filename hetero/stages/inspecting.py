@@ -12,6 +12,7 @@ from hetero.errors import ConfigError, require
 from hetero.passport import SUFFIX as PASSPORT
 from hetero.passport import Passport, beside, check_file
 from hetero.report import Report
+from hetero.sharded import JOB, Sharded
 from hetero.space import Embeddings
 
 #: Of an adaptation of a linearised model; its module needs PyTorch, and this one does not.
@@ -19,7 +20,7 @@ ADAPTATION = "hetero.adaptation/1"
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a bundle, model file, embeddings file or report folder says of itself.
+    """What a bundle, model file, embeddings file or folder, or report folder says of itself.
 
     Raises:
         ConfigError: There is nothing, or nothing this program knows.
@@ -66,6 +67,9 @@ def inspect(path: Path) -> dict[str, Any]:
             "verdict": report.verdict,
             **report.facts,
         }
+    if path.is_dir() and (path / JOB).exists():
+        job = Sharded.open(path).job
+        return {"folder": str(path), "space": job.space.id, **job.model_dump(by_alias=True)}
     bundle = Bundle.load(path)
     m = bundle.manifest
     return {
@@ -149,6 +153,7 @@ def installation() -> list[tuple[str, str, str, str]]:
         "matplotlib": "report",
         "timm": "timm",
         "pyarrow": "parquet",
+        "ray": "ray",
     }
     from importlib.util import find_spec
 

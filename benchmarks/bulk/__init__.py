@@ -1,0 +1,1 @@
+"""Bulk embedding: its speed beside the model alone, its growth, and what kills it."""
