@@ -6,7 +6,7 @@ import abc
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -136,7 +136,7 @@ class Index(abc.ABC):
     def close(self) -> None:
         """Let go of files and connections; what is not saved is lost. Can be called twice."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Index:
         """The index; leaving closes it."""
         return self
 
