@@ -44,7 +44,7 @@ def serving() -> Iterator[str]:
     """The address of a running server with an empty database."""
     found = programs()
     assert found is not None
-    # Not below pytest's folder, which is closed to others, and short: a socket's path has 107 bytes.
+    # Not below pytest's folder, which is closed to others; and a socket's path has 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)

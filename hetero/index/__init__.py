@@ -16,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 from hetero import _plugins
 from hetero._settings import fill
 from hetero.index._generations import Generations
-from hetero.index._index import Found, Index
+from hetero.index._index import Found, Index, NoIndexError
 from hetero.space import Space
 
-__all__ = ["Engine", "Found", "Generations", "Index", "create", "load", "names"]
+__all__ = ["Engine", "Found", "Generations", "Index", "NoIndexError", "create", "load", "names"]
 
 
 @runtime_checkable
@@ -38,7 +38,8 @@ class Engine(Protocol):
         """The index at a place.
 
         Raises:
-            BundleError: None is there, or it is torn.
+            NoIndexError: None is there.
+            BundleError: It is torn.
         """
         ...
 
@@ -71,7 +72,8 @@ def load(spec: str) -> Index:
         spec: ``ENGINE:WHERE``.
 
     Raises:
-        BundleError: There is none, or it is torn.
+        NoIndexError: There is none.
+        BundleError: It is torn.
         ConfigError: Unknown engine.
         MissingExtraError: The engine's library is not installed.
     """

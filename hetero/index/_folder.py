@@ -27,7 +27,7 @@ from jaxtyping import Float32, Int64
 
 from hetero._files import make_folder, sha256, storage_errors, write_atomically, write_json
 from hetero.errors import BundleError, ConfigError, StorageError
-from hetero.index._index import Found, Index
+from hetero.index._index import Found, Index, NoIndexError
 from hetero.space import Space
 
 SCHEMA = "index/1"
@@ -227,18 +227,22 @@ def read(where: str, engine: str) -> Stored:
         engine: Name of the engine it has to be of.
 
     Raises:
-        BundleError: There is no index, it is of another engine, or a file is missing or torn.
+        NoIndexError: There is none.
+        BundleError: It is of another engine, or a file is missing or torn.
     """
     root = Path(where)
     for last in (False, True):
         try:
             return _read(root, engine)
         except FileNotFoundError as error:
+            if not is_there(root):
+                raise NoIndexError(
+                    f"{root}: no index here, {MANIFEST} is missing; `hetero index build` makes one"
+                ) from error
             # Between our two looks somebody may have saved; the files named now are others.
-            if last or not is_there(root):
-                gone = Path(error.filename or root / MANIFEST).name
+            if last:
                 raise BundleError(
-                    f"{root}: no index here, {gone} is missing; `hetero index build` makes one"
+                    f"{root}: torn, {Path(error.filename).name} is missing; build the index again"
                 ) from error
         except OSError as error:
             raise BundleError(f"{root}: cannot be read: {error.strerror}") from error

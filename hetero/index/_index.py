@@ -11,11 +11,15 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from hetero.errors import DataError
+from hetero.errors import BundleError, DataError
 from hetero.space import Embeddings, Space
 
 #: Longest id, in bytes of UTF-8: what a key of a PostgreSQL index has room for.
 ID_BYTES = 1000
+
+
+class NoIndexError(BundleError):
+    """There is no index at a place, and nothing that is left of one."""
 
 
 @dataclass(frozen=True, eq=False)

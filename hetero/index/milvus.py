@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from hetero.errors import BundleError, ConfigError, MissingExtraError, StorageError, require
-from hetero.index._index import ID_BYTES, Found, Index
+from hetero._files import make_folder
+from hetero.errors import BundleError, ConfigError, StorageError, require
+from hetero.index._index import ID_BYTES, Found, Index, NoIndexError
 from hetero.space import Space
 
 SCHEMA = "milvus/1"
@@ -107,7 +108,7 @@ class Engine:
         try:
             with _told(where):
                 if not client.has_collection(name):
-                    raise BundleError(f"{_shown(where)}: there is no index {name!r}")
+                    raise NoIndexError(f"{_shown(where)}: there is no index {name!r}")
                 about = client.describe_collection(name)
                 text = dict(about.get("properties") or {}).get(PROPERTY) or about.get("description")
                 client.load_collection(name)
@@ -247,12 +248,9 @@ def _connect(where: str, must_exist: bool = False) -> tuple[Any, str, str]:
             f"milvus:{address}: a file that ends in .db, or http://SERVER:PORT, with #COLLECTION"
         )
     if must_exist and not Path(address).exists():
-        raise BundleError(f"{address}: no index here; `hetero index build` makes one")
-    try:
-        require("milvus_lite", "milvus")
-    except MissingExtraError:
-        raise
-    Path(address).parent.mkdir(parents=True, exist_ok=True)
+        raise NoIndexError(f"{address}: no index here; `hetero index build` makes one")
+    require("milvus_lite", "milvus")
+    make_folder(Path(address).parent)
     with _told(where):
         made = client(uri=address)
     file = os.path.abspath(address)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from hetero.errors import BundleError, ConfigError, DataError, StorageError, require
-from hetero.index._index import Found, Index
+from hetero.index._index import Found, Index, NoIndexError
 from hetero.space import Space
 
 SCHEMA = "pgvector/1"
@@ -101,7 +101,7 @@ class Engine:
             with _told(name):
                 text = _comment(connection, name)
             if text is None:
-                raise BundleError(f"pgvector: there is no table {name!r}")
+                raise NoIndexError(f"pgvector: there is no table {name!r}")
             try:
                 made = json.loads(text)
                 if made["schema"] != SCHEMA:
@@ -256,7 +256,7 @@ def _connect(where: str, make: bool = False) -> tuple[Any, str]:
             if make and not connection.execute(known).fetchone():
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             if not connection.execute(known).fetchone():
-                raise BundleError(
+                raise NoIndexError(
                     "pgvector: the database has no extension vector, and so no index; "
                     "`hetero index build` makes one"
                 )
