@@ -139,8 +139,8 @@ def test_recall_is_the_share_of_the_nearest_rows_that_was_found():
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str, Embeddings]:
-    """A sparse graph and an exact index of 2,000 rows, and those rows."""
-    gallery = rows(2000, 0)
+    """A sparse graph and an exact index of 800 rows, and those rows."""
+    gallery = rows(800, 0)
     specs = f"hnsw:{tmp_path / 'graph'}", f"exact:{tmp_path / 'whole'}"
     for spec, settings in zip(specs, ({"m": 3, "ef_construction": 8}, {}), strict=True):
         with index.create(spec, SPACE, settings) as made:
@@ -152,8 +152,8 @@ def pair(tmp_path: Path) -> tuple[str, str, Embeddings]:
 def test_recall_is_measured_for_each_query_model_and_effort(pair, tmp_path):
     spec, exact, gallery = pair
     # One model asks with the very rows of the index, the other from outside of what is in it.
-    near = Embeddings(SPACE, tuple(f"q{i}" for i in range(300)), gallery.vectors[:300], "near")
-    far = rows(300, 7, "q", "far")
+    near = Embeddings(SPACE, tuple(f"q{i}" for i in range(80)), gallery.vectors[:80], "near")
+    far = rows(80, 7, "q", "far")
     done = indexing.recall(
         spec, exact, [near, far], tmp_path / "out", QUIET, k=5, efforts=[5, 500, 1], repeats=2
     )
