@@ -64,7 +64,8 @@ def test_more_rows_come_into_an_index_and_replace_only_if_they_are_told_to(run, 
     assert run("build", "exact:ix", "one")[0] == 0
     code, _, said = run("build", "exact:ix", "two")
     assert code == 2
-    assert "1 of 2 ids are in exact index ix already, first 'b'; with --replace" in said
+    assert "exact index ix: 1 of 2 ids are in the index already, first 'b'" in said
+    assert "--replace" in said
     assert run("search", "exact:ix", "asked")[1] == "q: b 0.500, a 0.000\n"
     assert "3 rows" in run("build", "exact:ix", "two", "--replace", "-q")[1]
     assert run("search", "exact:ix", "asked")[1] == "q: b 1.000, c 0.866, a 0.000\n"

@@ -165,6 +165,10 @@ class FolderIndex(Index):
         self._live -= len(rows)
         self._erase(rows)
 
+    def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+        k = min(k, len(self))
+        return self._look(vectors, k) if k else Found.of([()] * len(vectors))
+
     def _rows(self) -> dict[str, int]:
         if self._where is None:
             self._where = {n: row for row, n in enumerate(self._names) if n is not None}
@@ -191,6 +195,10 @@ class FolderIndex(Index):
     @abc.abstractmethod
     def _erase(self, rows: Int64[np.ndarray, " n"]) -> None:
         """Find these rows no more."""
+
+    @abc.abstractmethod
+    def _look(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+        """Search for 1 to `len(self)` rows."""
 
     @abc.abstractmethod
     def _write(self, path: Path) -> None:

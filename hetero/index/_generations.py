@@ -20,9 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float32
-
 from hetero.errors import SpaceMismatchError
 from hetero.index._index import Found, Index
 from hetero.space import Embeddings, Space
@@ -101,7 +98,7 @@ class Generations:
 
     def _not_refreshed(self, queries: Embeddings, k: int) -> Found:
         """The k best old rows that are not in the new generation."""
-        kept: dict[int, list[tuple[str, np.float32]]] = {}
+        kept: dict[int, list[tuple[str, float]]] = {}
         left, wide = list(range(len(queries))), k
         while left:
             asked = queries.take([queries.ids[row] for row in left])
@@ -109,15 +106,13 @@ class Generations:
             fresh = self.new.present({i for line in found.ids for i in line})
             again = []
             for row, line, scores in zip(left, found.ids, found.scores, strict=True):
-                kept[row] = [(i, s) for i, s in zip(line, scores, strict=False) if i not in fresh][
-                    :k
-                ]
+                pairs = zip(line, scores.tolist(), strict=False)
+                kept[row] = [(i, s) for i, s in pairs if i not in fresh][:k]
                 # Too many were re-embedded: look further, if the index can give more.
                 if len(kept[row]) < k and len(line) == wide:
                     again.append(row)
             left, wide = again, 2 * wide
-        ids = tuple(tuple(i for i, _ in kept[row]) for row in range(len(queries)))
-        return Found(ids, _padded([[s for _, s in kept[row]] for row in range(len(queries))]))
+        return Found.of([kept[row] for row in range(len(queries))])
 
 
 def _as(queries: Embeddings, space: Space, holds: Sequence[Space]) -> Embeddings | None:
@@ -133,22 +128,12 @@ def _in(space: Space, spaces: Sequence[Space]) -> bool:
 
 def _merged(one: Found, other: Found, k: int) -> Found:
     """The k best of both; of equal ones those of the first."""
-    lines: list[list[tuple[str, np.float32]]] = []
+    lines = []
     for row in range(len(one.ids)):
         both = [
-            *zip(one.ids[row], one.scores[row], strict=False),
-            *zip(other.ids[row], other.scores[row], strict=False),
+            pair
+            for found in (one, other)
+            for pair in zip(found.ids[row], found.scores[row].tolist(), strict=False)
         ]
         lines.append(sorted(both, key=lambda pair: -pair[1])[:k])
-    return Found(
-        tuple(tuple(i for i, _ in line) for line in lines),
-        _padded([[s for _, s in line] for line in lines]),
-    )
-
-
-def _padded(lines: Sequence[Sequence[np.float32]]) -> Float32[np.ndarray, "q k"]:
-    width = max((len(line) for line in lines), default=0)
-    out = np.full((len(lines), width), -np.inf, np.float32)
-    for row, line in enumerate(lines):
-        out[row, : len(line)] = line
-    return out
+    return Found.of(lines)

@@ -41,6 +41,14 @@ class Found:
         if lengths != np.isfinite(self.scores).sum(1).tolist():
             raise DataError("search result: as many finite scores as ids are needed for each query")
 
+    @classmethod
+    def of(cls, lines: Sequence[Sequence[tuple[str, float]]]) -> Found:
+        """From pairs of id and cosine of each query, best first."""
+        scores = np.full((len(lines), max(map(len, lines), default=0)), -np.inf, np.float32)
+        for row, line in enumerate(lines):
+            scores[row, : len(line)] = [score for _, score in line]
+        return cls(tuple(tuple(name for name, _ in line) for line in lines), scores)
+
 
 class Index(abc.ABC):
     """Rows of one space under unique ids, to be searched by cosine.
@@ -76,7 +84,7 @@ class Index(abc.ABC):
         if there := self.present(rows.ids):
             raise DataError(
                 f"{self.where}: {len(there)} of {len(rows)} ids are in the index already, first "
-                f"{min(there)!r}; replace them, or leave them out"
+                f"{min(there)!r}; replace them (--replace), or leave them out"
             )
         if len(rows):
             self._insert(rows.ids, rows.vectors)
@@ -118,11 +126,7 @@ class Index(abc.ABC):
         self.space.must_match(queries.space, f"{self.where}: queries by {queries.made_by}")
         if k < 1:
             raise DataError(f"{self.where}: search for the {k} best; it has to be at least 1")
-        k = min(k, len(self))
-        if not k or not len(queries):
-            nothing = np.empty((len(queries), k), np.float32)
-            return Found(((),) * len(queries), np.full_like(nothing, -np.inf))
-        return self._nearest(queries.vectors, k)
+        return self._nearest(queries.vectors, k) if len(queries) else Found.of([])
 
     @abc.abstractmethod
     def present(self, ids: Collection[str]) -> frozenset[str]:
@@ -171,7 +175,7 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
-        """Search for 1 to `len(self)` rows."""
+        """Search for at least 1 row; there may be fewer, or none."""
 
     def _accept(self, rows: Embeddings) -> None:
         self.space.must_match(rows.space, f"{self.where}: rows by {rows.made_by}")

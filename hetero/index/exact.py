@@ -52,5 +52,5 @@ class Flat(FaissIndex):
         self._drop(rows)
         self._renumber()  # faiss closes the gaps and keeps the order
 
-    def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+    def _look(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
         return self._asked(vectors, k)

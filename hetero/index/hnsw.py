@@ -81,7 +81,7 @@ class Graph(FaissIndex):
     def _erase(self, rows: Int64[np.ndarray, " n"]) -> None:
         pass  # the names say which rows are left
 
-    def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+    def _look(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
         faiss = library()
         asked = faiss.SearchParametersHNSW(efSearch=max(self.effort, k))
         if len(self) < len(self._names):

@@ -129,7 +129,7 @@ class Compressed(FaissIndex):
     def _erase(self, rows: Int64[np.ndarray, " n"]) -> None:
         self._drop(rows)
 
-    def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+    def _look(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
         asked = None
         if self.compressed:
             asked = library().SearchParametersIVF(nprobe=min(self.effort, self._index.nlist))

@@ -204,8 +204,7 @@ class Collected(Index):
             # A graph has to be searched at least as wide as what is wanted of it.
             wide = max(self.effort, k) if self.effort_name == "ef" else self.effort
             asked = {self.effort_name: wide}
-        ids: list[tuple[str, ...]] = []
-        scores = np.full((len(vectors), k), -np.inf, np.float32)
+        lines: list[list[tuple[str, float]]] = []
         step = max(1, min(1000, 1_000_000 // k))
         with _told(self._place):
             for at in range(0, len(vectors), step):
@@ -217,10 +216,8 @@ class Collected(Index):
                     output_fields=["id"],
                     search_params={"metric_type": "COSINE", "params": asked},
                 )
-                for row, hits in enumerate(found, start=at):
-                    ids.append(tuple(str(hit["entity"]["id"]) for hit in hits))
-                    scores[row, : len(hits)] = [hit["distance"] for hit in hits]
-        return Found(tuple(ids), scores)
+                lines += [[(str(x["entity"]["id"]), x["distance"]) for x in hits] for hits in found]
+        return Found.of(lines)
 
 
 def _key(name: str) -> str:

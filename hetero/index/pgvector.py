@@ -196,8 +196,7 @@ class Table(Index):
             self._connection.execute(self._text("DELETE FROM {} WHERE id = ANY(%s)"), [list(ids)])
 
     def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
-        ids: list[tuple[str, ...]] = []
-        scores = np.full((len(vectors), k), -np.inf, np.float32)
+        lines: list[list[tuple[str, float]]] = []
         # <#> is the inner product with its sign turned, which of unit rows is the cosine.
         query = self._text(
             "SELECT id, -(embedding <#> %s) FROM {} ORDER BY embedding <#> %s LIMIT %s"
@@ -211,11 +210,11 @@ class Table(Index):
                 self._connection.execute(setting, ["hnsw.iterative_scan", "strict_order"])
             else:
                 self._connection.execute(setting, ["enable_indexscan", "off"])
-            for at, row in enumerate(vectors):
-                found = self._connection.execute(query, [row, row, k], prepare=True).fetchall()
-                ids.append(tuple(str(name) for name, _ in found))
-                scores[at, : len(found)] = [score for _, score in found]
-        return Found(tuple(ids), scores)
+            for row in vectors:
+                lines.append(
+                    self._connection.execute(query, [row, row, k], prepare=True).fetchall()
+                )
+        return Found.of(lines)
 
     def _copy(self, table: Any, ids: Sequence[str], vectors: Float32[np.ndarray, "n d"]) -> None:
         statement = self._sql.SQL("COPY {} (id, embedding) FROM STDIN WITH (FORMAT BINARY)")

@@ -108,7 +108,7 @@ class Mapped(FolderIndex):
     def _erase(self, rows: Int64[np.ndarray, " n"]) -> None:
         self._own().remove(rows.astype(np.uint64), threads=_threads())
 
-    def _nearest(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
+    def _look(self, vectors: Float32[np.ndarray, "q d"], k: int) -> Found:
         self._index.expansion_search = max(self.effort, k)
         found = self._index.search(np.ascontiguousarray(vectors), k, threads=_threads())
         # One query comes back without its axis.

@@ -59,5 +59,5 @@ def curves(*found: Mapping[str, Any]) -> str:
         axes.set_xscale("log")
         axes.set_xlabel("ms for one query of a batch; dotted: exact search")
         axes.set_ylabel(f"of the {found[0]['k']} nearest rows, found, %")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right")
         return text_of(figure)

@@ -24,9 +24,6 @@ from hetero.space import Embeddings, Space
 #: Efforts that are tried unless others are asked for.
 EFFORTS = (8, 16, 32, 64, 128, 256)
 
-#: Rows that are put in at a time.
-ROWS = 100_000
-
 
 @dataclass(frozen=True)
 class Built:
@@ -81,31 +78,16 @@ def build(
                 f"{made.where}: there already, with its settings; --set is for a new one"
             )
         added = 0
-        for at, file in enumerate(files):
-            rows = Embeddings.load(file) if at else first
-            # Before the first row of a file goes in, so that a file is in it or not.
-            made.space.must_match(rows.space, f"{file}: rows by {rows.made_by}")
-            if not replace and (there := made.present(rows.ids)):
-                raise DataError(
-                    f"{file}: {len(there)} of {len(rows)} ids are in {made.where} already, first "
-                    f"{min(there)!r}; with --replace they take the place of those"
-                )
-            with reporter.bar(f"index {file.name}", len(rows)) as bar:
-                for part in _parts(rows):
-                    (made.replace if replace else made.add)(part)
-                    bar.advance(len(part))
-            added += len(rows)
+        with reporter.bar("index", len(files)) as bar:
+            for at, file in enumerate(files):
+                # A file at a time: what is learnt of rows is learnt of many, and on a server a
+                # file is in the index or not.
+                rows = Embeddings.load(file) if at else first
+                (made.replace if replace else made.add)(rows)
+                added += len(rows)
+                bar.advance(note=file.name)
         made.save()
         return Built(len(made), added, made.space, time.monotonic() - begun, fresh)
-
-
-def _parts(rows: Embeddings) -> list[Embeddings]:
-    if len(rows) <= ROWS:
-        return [rows]
-    return [
-        Embeddings(rows.space, rows.ids[a : a + ROWS], rows.vectors[a : a + ROWS], rows.made_by)
-        for a in range(0, len(rows), ROWS)
-    ]
 
 
 def search(
