@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import planner, upgrades
+from benchmarks import index, planner, upgrades
 from benchmarks.acceptance.rules import judge, table
 from benchmarks.bulk import page as bulk
 from benchmarks.faults import page as faults
@@ -84,6 +84,7 @@ def render() -> str:
         ("adbd", harness.adbd),
         ("latency-ab", harness.alarms),
         ("lqf-cifar10", lqf.section),
+        ("index", index.section),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -93,12 +94,15 @@ def render() -> str:
 
 def pictures() -> dict[Path, str]:
     """Path to SVG text of every picture on the page."""
-    return {
+    made = {
         Path(f"docs/img/{stem}-{name}.svg"): draw(json.loads(path.read_text()))
         for stem, draw in (("tradeoff", _curve), ("nas", nas.picture))
         for name in STUDIES
         if (path := RESULTS / f"{stem}-{name}.json").exists()
     }
+    if (path := RESULTS / "index.json").exists():
+        made[Path("docs/img/index.svg")] = index.picture(json.loads(path.read_text()))
+    return made
 
 
 def _why(size: dict[str, Any]) -> str:

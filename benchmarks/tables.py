@@ -122,6 +122,14 @@ def _speed() -> list[str]:
             f"{r['gallery']:,} x {r['dim']}, {r['queries']:,} queries "
             f"| {r['ratio_median']:.2f} of its time | `python -m benchmarks.retrieval` |"
         )
+    indexes = RESULTS / "index.json"
+    if indexes.exists():
+        r = json.loads(indexes.read_text())
+        rows.append(
+            f"| engine `exact` over bare faiss-cpu flat, top-{r['exact']['k']}, {r['gallery']:,} x "
+            f"{r['dim']}, {r['exact']['queries']:,} queries "
+            f"| {r['exact']['ratio_median']:.2f} of its time | `python -m benchmarks.index` |"
+        )
     startup = RESULTS / "startup.json"
     if startup.exists():
         r = json.loads(startup.read_text())

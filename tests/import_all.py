@@ -24,6 +24,7 @@ OPTIONAL = {
     *("jinja2", "matplotlib", "junitparser", "pyarrow", "faiss", "resvg_py"),
     *("beartype", "hypothesis", "jsonschema", "pytest", "sklearn", "pytorch_metric_learning"),
     *("optuna", "curvlinops", "ray", "lance"),
+    *("usearch", "pymilvus", "milvus_lite", "psycopg", "pgvector"),
 }
 
 #: These, and all below them, are about training or run in a converter's own process.

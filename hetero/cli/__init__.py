@@ -24,6 +24,7 @@ from hetero.cli import (
     demo,
     diagnose,
     embed,
+    index,
     lqf,
     machines,
     pct,
@@ -67,6 +68,7 @@ app.add_typer(machines.devices, name="devices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(search.nas, name="nas")
 app.add_typer(upgrade.app, name="upgrade")
+app.add_typer(index.app, name="index")
 app.add_typer(lqf.app, name="lqf")
 
 
