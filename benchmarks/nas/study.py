@@ -68,7 +68,7 @@ STUDIES = {
         "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 8, 10, 3, 120, 16, 8, tuned_epochs=6
     ),
     "omniglot": Study(
-        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 1, 30, 12, 4, tuned_epochs=3
+        "elastic:strides=2/1,widths=0.25/0.35/0.5/0.65/0.8", 4, 5, 1, 15, 4, 4, tuned_epochs=3
     ),
 }
 
