@@ -116,6 +116,23 @@ def main() -> None:
         )
         for s, f in zip(SEEDS, found, strict=True)
     }
+    result = {
+        "command": f"python -m benchmarks.nas {args.name}",
+        "machine": machine(),
+        "study": asdict(study),
+        "method": METHOD,
+        "gallery": {"macs": macs, "scores": top["scores"]["gallery"]["own"]},
+        "drawn": [{**d, "job": alone[f"nas-drawn-{at:02d}"]} for at, d in enumerate(drawn)],
+        "hand": {n: alone[f"nas-hand-{n}"] for n in hand},
+        "inherited": inherited,
+        "brief": [brief[f"nas-brief-{at:02d}"] for at in range(len(drawn))],
+        "found": [{**f, **elected[str(s)]} for s, f in zip(SEEDS, found, strict=True)],
+        "whole": whole,
+        "curve": {},
+        "long": [],
+    }
+    # What the other questions are answered by stands before the last one is begun.
+    save(args.results / f"nas-{args.name}.json", result)
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         # One architecture may be the best at several costs.
         distinct = {
@@ -153,24 +170,7 @@ def main() -> None:
         ]
         curve = {less: p.result() for less, p in points.items()}
         longer = [p.result() for p in long]
-    save(
-        args.results / f"nas-{args.name}.json",
-        {
-            "command": f"python -m benchmarks.nas {args.name}",
-            "machine": machine(),
-            "study": asdict(study),
-            "method": METHOD,
-            "gallery": {"macs": macs, "scores": top["scores"]["gallery"]["own"]},
-            "drawn": [{**d, "job": alone[f"nas-drawn-{at:02d}"]} for at, d in enumerate(drawn)],
-            "hand": {n: alone[f"nas-hand-{n}"] for n in hand},
-            "inherited": inherited,
-            "brief": [brief[f"nas-brief-{at:02d}"] for at in range(len(drawn))],
-            "found": [{**f, **elected[str(s)]} for s, f in zip(SEEDS, found, strict=True)],
-            "whole": whole,
-            "curve": curve,
-            "long": longer,
-        },
-    )
+    save(args.results / f"nas-{args.name}.json", {**result, "curve": curve, "long": longer})
 
 
 if __name__ == "__main__":

@@ -124,11 +124,17 @@ def rules(raw: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             f"changes by {percent(changes)}; without {percent(none)} lower",
             all(c < 0.01 for c in changes) and all(n > 0.01 for n in none),
         ),
-        (
-            f"{BUDGET}x cheaper queries within 0.3 points of the gallery model",
-            "Recall@1, every search",
-            f"{percent(long)} points below",
-            all(x <= 0.003 for x in long),
+        *(
+            [
+                (
+                    f"{BUDGET}x cheaper queries within 0.3 points of the gallery model",
+                    "Recall@1, every search",
+                    f"{percent(long)} points below",
+                    all(x <= 0.003 for x in long),
+                )
+            ]
+            if long
+            else []
         ),
     ]
 
@@ -200,6 +206,12 @@ def section(name: str, raw: dict[str, Any]) -> str:
     lines += [
         f"| median of {len(drawn_near(raw))} drawn at {NEAR:g} to 1 of it | | {middle[0]:.1f} / {middle[1]:.1f} |",
         "",
+    ]
+    if not raw["curve"]:
+        return "\n".join(
+            [*lines, "Costs further down, and the longest training, have not been run.", ""]
+        )
+    lines += [
         f"A whole search of this study, supernet to the model trained longest, takes {duration(raw):.1f} CPU hours.",
         "",
         f"The whole range of costs, one supernet; the gallery model itself has {in_percent(paragon)}. "
