@@ -16,8 +16,7 @@ runs both files again in alternating blocks, for when the machine was too busy t
 
     python -m benchmarks.nas.latency emoji --seeds
 
-trains both architectures with three seeds and runs the first seed's files again: two models so near
-in cost differ by less than seeds do.
+trains both architectures with three seeds: two models so near in cost differ by less than seeds do.
 """
 
 from __future__ import annotations
@@ -58,18 +57,19 @@ def main() -> None:
     result = args.results / f"nas-latency-{args.name}.json"
     job = Job("gallery", "gallery", other.gallery, other.gallery_epochs)
 
-    def exported(record: dict[str, Any], folder: Path = work) -> tuple[Any, Any]:
-        made = Bundle.load(folder / "seed-0" / record["job"]["name"])
+    def exported(record: dict[str, Any]) -> tuple[Any, Any]:
+        made = Bundle.load(work / "seed-0" / record["job"]["name"])
         return measuring.one_file(made, images, FORMAT, PRECISION)
 
     if args.again or args.seeds:
         kept = json.loads(result.read_text())
-        records, folder = [kept[key]["job"] for key in BY], work
+        records = [kept[key]["job"] for key in BY]
         if args.seeds:
-            kept["seeds"] = over_seeds(study, job, records, args.data, work)
-            records, folder = list(kept["seeds"]["0"].values()), again(work, 0)
-        both = [exported(record, folder) for record in records]
-        save(result, {**kept, "measured": _alternated(both, work / "nas-alternated")})
+            new = {"seeds": over_seeds(study, job, records, args.data, work)}
+        else:
+            both = [exported(record) for record in records]
+            new = {"measured": _alternated(both, work / "nas-alternated")}
+        save(result, {**kept, **new})
         return
     gallery = Bundle.load(work / "seed-0" / "gallery")
     table = measuring.measure(

@@ -295,7 +295,7 @@ def latency_section(name: str, raw: dict[str, Any]) -> str:
         ahead = [100 * (q["map"] - m["map"]) for m, q in zip(macs, quick, strict=True)]
         lines += [
             "",
-            f"Both trained again with {len(ahead)} seeds (`--seeds`; the latencies are of the first seed's files): by multiply-accumulates "
+            f"Both trained again with {len(ahead)} seeds (`--seeds`): by multiply-accumulates "
             f"{', '.join(map(in_percent, macs))}; by measured latency {', '.join(map(in_percent, quick))}: "
             f"{sum(ahead) / len(ahead):+.2f} points of mAP in the mean, ahead with {sum(a > 0 for a in ahead)} of {len(ahead)}.",
         ]
