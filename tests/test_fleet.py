@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,17 @@ def test_a_fault_of_this_machine_ends_the_whole_run(run: Fleet) -> None:
     assert idle.stops <= 1
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Ctrl-C as a program has it that was started from a terminal, whatever ran here before."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGINT, handler if handler is not None else signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_stops_every_worker_and_says_how_to_go_on(run: Fleet) -> None:
     meeting = threading.Barrier(2, timeout=30)
 

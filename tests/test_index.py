@@ -398,16 +398,44 @@ def test_every_module_of_the_folder_is_under_contract():
     assert set(index.names()) == {case.engine for case in CASES}
 
 
+#: pytorch-metric-learning imports this module, which replaces faiss's methods for everybody.
+WITH_TORCH_UTILS = """
+import sys
+import faiss.contrib.torch_utils
+from pathlib import Path
+from hetero import index
+from hetero.space import Embeddings
+some = Embeddings.load(Path(sys.argv[1]))
+for engine, settings in (
+    ("exact", {}), ("hnsw", {}), ("ivfpq", {"learn_from": 256, "cells": 4, "bytes": 16})
+):
+    made = index.create(f"{engine}:", some.space, settings)
+    made.add(some)
+    made.delete(some.ids[:10])
+    found = made.search(some.take(some.ids[10:20]), 1)
+    assert found.ids == tuple((name,) for name in some.ids[10:20]), (engine, found.ids)
+"""
+
+
+def test_engines_of_faiss_do_not_mind_what_others_have_made_of_it(tmp_path):
+    pytest.importorskip("faiss", reason="faiss is not installed; needs the extra 'index'")
+    pytest.importorskip("torch", reason="PyTorch is not installed; needs the extra 'train'")
+    rows(400, 0).save(tmp_path / "rows")
+    done = run(WITH_TORCH_UTILS, str(tmp_path / "rows"))
+    assert done.returncode == 0, done.stderr
+
+
 # -- killed while it writes -----------------------------------------------------------------------
 
 #: Saves a change; a child dies at each step of it in turn, and says how many there are.
 DIE_SAVING = """
 import os, signal, sys
+from pathlib import Path
 from hetero import index, _files
 from hetero.space import Embeddings
 spec, more = sys.argv[1:]
 made, replace, step = index.load(spec), os.replace, 0
-made.replace(Embeddings.load(more))
+made.replace(Embeddings.load(Path(more)))
 def dying(at, after):
     def call(*names):
         global step
@@ -434,10 +462,11 @@ made.save()
 #: Dies when a part of the rows is on its way to the server.
 DIE_SENDING = """
 import os, signal, sys
+from pathlib import Path
 from hetero import index
 from hetero.space import Embeddings
 spec, more = sys.argv[1:]
-made, rows = index.load(spec), Embeddings.load(more)
+made, rows = index.load(spec), Embeddings.load(Path(more))
 kind = type(made)
 if spec.startswith("milvus"):
     from hetero.index import milvus

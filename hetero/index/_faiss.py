@@ -55,7 +55,10 @@ class FaissIndex(FolderIndex):
         library().write_index(self._index, str(path))
 
     def _asked(self, vectors: Float32[np.ndarray, "q d"], k: int, parameters: Any = None) -> Found:
-        scores, rows = self._index.search(np.ascontiguousarray(vectors), k, params=parameters)
+        # Where somebody imported faiss.contrib.torch_utils (pytorch-metric-learning does), `search`
+        # is another function in the whole process, which knows no parameters.
+        search = getattr(self._index, "search_numpy", self._index.search)
+        scores, rows = search(np.ascontiguousarray(vectors), k, params=parameters)
         return self._found(rows, scores)
 
     def _drop(self, rows: Int64[np.ndarray, " n"]) -> None:
