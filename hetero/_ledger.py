@@ -197,6 +197,11 @@ def ids_digest(ids: Iterable[str]) -> tuple[int, str]:
     return count, found.hexdigest()
 
 
+def input_line(i: str, digest: str) -> bytes:
+    """A picture's line of what `Entry.inputs_sha256` is of."""
+    return f"{i}\0{digest}\n".encode()
+
+
 def read(path: Path, kind: type[M]) -> M:
     """A file of ours.
 

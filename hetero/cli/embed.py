@@ -84,7 +84,7 @@ def embed(
         _refuse_folder_options(file, format, precision, store, engine, address)
         _one_file(made, data, chosen, output, json_, reporter(quiet))
         return
-    from hetero.stages import bulk
+    from hetero.stages import bulk, embedding
 
     options = bulk.BulkOptions(
         shard_rows=shard_rows,
@@ -96,9 +96,7 @@ def embed(
         decoders=decoders,
     )
     item = bulk.file_of(made, file, format, precision)
-    spec = data or str(made.manifest.data.get("source", ""))
-    if not spec:
-        raise ConfigError("name a collection of pictures with --data")
+    spec = embedding.source_of(data, made)
     said = reporter(quiet)
     into, account = bulk.embed_all(made, item, output, options, said, spec=spec, split=chosen)
     cost = _cost(made, item, spec, options, said)

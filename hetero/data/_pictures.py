@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
-import json
 import os
 import stat
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from hetero._files import canonical_json, write_atomically
-from hetero.data import Images, Skipped, Split, open_set_split
-from hetero.errors import ConfigError, DataError, StorageError
+from hetero.data import Images, Skipped, Split, _noted, open_set_split
+from hetero.errors import DataError
 from hetero.preprocess import decode
 
 #: Of what is noted between runs; a `decode` that refuses more than before needs a new number.
@@ -214,7 +211,7 @@ def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
     """
     if _unopened.get():
         return {}
-    store = _store(place)
+    store = _noted.store("usable", place)
     known = _recall(store)
     passed: dict[str, _Facts] = {}
     todo: list[tuple[str, _Facts]] = []
@@ -254,34 +251,15 @@ def unusable(place: Path, root: Path, ids: Sequence[str]) -> dict[str, str]:
     return refused
 
 
-def _store(place: Path) -> Path:
-    from platformdirs import user_cache_path
-
-    key = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()
-    return user_cache_path("hetero") / "usable" / f"{key[:32]}.json"
-
-
 def _recall(store: Path) -> dict[str, _Facts]:
     """What passed in an earlier run; nothing after one with another Pillow or without a record."""
-    import PIL
 
-    try:
-        kept = json.loads(store.read_bytes())
-        if kept["schema"] != _SCHEMA or kept["pillow"] != PIL.__version__:
-            return {}
+    def build(kept: Mapping[str, Any]) -> dict[str, _Facts]:
         return {i: (int(size), int(time)) for i, (size, time) in kept["usable"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # A cache, not a record: what cannot be read is found out again.
+
+    return _noted.recall(store, _SCHEMA, build) or {}
 
 
 def _note(store: Path, usable: Mapping[str, _Facts]) -> None:
-    import PIL
-
-    kept = {"schema": _SCHEMA, "pillow": PIL.__version__, "usable": dict(usable)}
-    try:
-        write_atomically(store, canonical_json(kept))
-    except (ConfigError, StorageError, OSError) as error:
-        warnings.warn(
-            f"the pictures will be checked again next time, the cache cannot be written: {error}",
-            stacklevel=2,
-        )
+    found = {"usable": dict(usable)}
+    _noted.note(store, _SCHEMA, found, "the pictures will be checked again next time")

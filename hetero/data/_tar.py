@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tarfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
-from hetero._files import canonical_json, write_atomically
-from hetero.data import Skipped, Split
+from hetero.data import Skipped, Split, _noted
 from hetero.data._pictures import odd_name, printable
-from hetero.errors import ConfigError, DataError, StorageError
+from hetero.errors import DataError
 from hetero.preprocess import decode
 
 #: Of what is noted between runs: a new number where more is refused, or samples are read otherwise.
@@ -97,7 +94,7 @@ def indexed(name: str, path: Path) -> Shard:
     Raises:
         DataError: It cannot be read as one, or a sample's description is wrong.
     """
-    store = _store(path)
+    store = _noted.store("shards", path)
     try:
         with path.open("rb") as file:
             facts = _facts(file)
@@ -232,42 +229,22 @@ def _facts(file: BinaryIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _store(path: Path) -> Path:
-    from platformdirs import user_cache_path
-
-    key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    return user_cache_path("hetero") / "shards" / f"{key[:32]}.json"
-
-
 def _recalled(store: Path, path: Path, facts: tuple[int, int]) -> Shard | None:
-    """What was noted of this very file, by this Pillow; else nothing."""
-    import PIL
+    """What was noted of this very file; else nothing."""
 
-    try:
-        kept = json.loads(store.read_bytes())
-        if (kept["schema"], kept["pillow"], kept["facts"]) != (_SCHEMA, PIL.__version__, [*facts]):
+    def build(kept: Mapping[str, Any]) -> Shard | None:
+        if kept["facts"] != [*facts]:
             return None
         samples = tuple(Sample(*row) for row in kept["samples"])
-        skipped = tuple(Skipped(**row) for row in kept["skipped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # A cache, not a record: what cannot be read is found out again.
-    return Shard(path, facts, samples, skipped)
+        return Shard(path, facts, samples, tuple(Skipped(**row) for row in kept["skipped"]))
+
+    return _noted.recall(store, _SCHEMA, build)
 
 
 def _note(store: Path, shard: Shard) -> None:
-    import PIL
-
-    kept = {
-        "schema": _SCHEMA,
-        "pillow": PIL.__version__,
+    found = {
         "facts": [*shard.facts],
         "samples": [astuple(sample) for sample in shard.samples],
         "skipped": [asdict(skip) for skip in shard.skipped],
     }
-    try:
-        write_atomically(store, canonical_json(kept))
-    except (ConfigError, StorageError, OSError) as error:
-        warnings.warn(
-            f"the shard is gone through again next time, the cache cannot be written: {error}",
-            stacklevel=2,
-        )
+    _noted.note(store, _SCHEMA, found, "the shard is gone through again next time")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from hetero import engines, sinks
+from hetero._ledger import input_line
 from hetero.bundle import Artifact, Bundle
 from hetero.data import Images, Split
 from hetero.data._listing import Listing, listing, of_images
@@ -234,7 +235,7 @@ def same_pictures(into: Sharded, spec: str) -> None:
     for shard in shards_of(pictures, job.shard_rows):
         hashed = hashlib.sha256()
         for row, i in zip(shard.rows, shard.ids, strict=True):
-            hashed.update(f"{i}\0{read(row, i)[0]}\n".encode())
+            hashed.update(input_line(i, read(row, i)[0]))
         if hashed.hexdigest() != into.entry(shard.number).inputs_sha256:
             raise DataError(
                 f"{pictures.name}: a picture of shard {shard.number} ({shard.ids[0]!r} to "

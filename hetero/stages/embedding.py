@@ -17,13 +17,22 @@ from hetero.progress import Reporter
 from hetero.space import Embeddings
 
 
-def load_images(spec: str, bundle: Bundle | None = None) -> Images:
-    """The collection of this name, or, for an empty one, that a bundle was trained on."""
+def source_of(spec: str, bundle: Bundle | None = None) -> str:
+    """What was named, or, where nothing was, what a bundle was trained on.
+
+    Raises:
+        ConfigError: Neither is there.
+    """
     if not spec and bundle is not None:
         spec = str(bundle.manifest.data.get("source", ""))
     if not spec:
         raise ConfigError("name a collection of pictures with --data")
-    return data.load(spec)
+    return spec
+
+
+def load_images(spec: str, bundle: Bundle | None = None) -> Images:
+    """The collection of this name, or, for an empty one, that a bundle was trained on."""
+    return data.load(source_of(spec, bundle))
 
 
 def embed(

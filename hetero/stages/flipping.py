@@ -21,6 +21,7 @@ from hetero.pct import metrics
 from hetero.preprocess import Preprocess
 from hetero.progress import Reporter
 from hetero.report import EXIT_CODES
+from hetero.stages.embedding import source_of
 from hetero.verdict import Decision
 
 if TYPE_CHECKING:
@@ -119,10 +120,7 @@ def load_closed(spec: str, bundle: Bundle | None = None) -> Images:
         ConfigError: Nothing was named.
         DataError: The collection has no labels, or nothing usable.
     """
-    if not spec and bundle is not None:
-        spec = str(bundle.manifest.data.get("source", ""))
-    if not spec:
-        raise ConfigError("name a collection of pictures with --data")
+    spec = source_of(spec, bundle)
     images = data.load(f"classes:{spec}" if os.path.isdir(spec) else spec)
     return images if images.closed else data.by_picture(images)
 

@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import Float64
 
 from hetero import index, metrics
-from hetero._files import make_folder, write_atomically, write_json
-from hetero.errors import ConfigError, DataError, MissingExtraError
+from hetero._files import make_folder, write_json
+from hetero.errors import ConfigError, DataError
 from hetero.index import Found, Generations, Index
 from hetero.metrics import Score
 from hetero.progress import Reporter
+from hetero.render.recall import curves as curves_of
 from hetero.retrieval import TIE
 from hetero.space import Embeddings, Space
+from hetero.stages.drawing import drawn
 
 #: Efforts that are tried unless others are asked for.
 EFFORTS = (8, 16, 32, 64, 128, 256)
@@ -309,12 +311,7 @@ def recall(
         )  # fmt: skip
     make_folder(output)
     write_json(output / "recall.json", done.to_json())
-    try:
-        from hetero.render.recall import curves as drawn
-
-        write_atomically(output / "recall.svg", drawn(done.to_json()))
-    except MissingExtraError as error:
-        reporter.line(f"no plot: {error}")
+    drawn(output / "recall.svg", lambda: curves_of(done.to_json()), reporter)
     return done
 
 

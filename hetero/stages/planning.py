@@ -25,8 +25,8 @@ from hetero.render import backfill as render
 from hetero.retrieval import Ranks
 from hetero.space import Embeddings
 from hetero.stages.checking import unseen
+from hetero.stages.drawing import drawn
 from hetero.stages.embedding import embed
-from hetero.stages.refreshing import drawn
 from hetero.stages.versioning import embedded
 
 #: Pictures embedded to measure how fast that goes.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetero import versions
-from hetero._files import make_folder, write_atomically, write_json
+from hetero._files import make_folder, write_json
 from hetero.bundle import Bundle
 from hetero.data import Images
-from hetero.errors import ConfigError, MissingExtraError, SpaceMismatchError
+from hetero.errors import ConfigError, SpaceMismatchError
 from hetero.evaluate import Task
 from hetero.progress import Reporter
 from hetero.refresh import (
@@ -29,6 +29,7 @@ from hetero.refresh import curve as curve_of
 from hetero.render import upgrades
 from hetero.space import Embeddings
 from hetero.stages.checking import unseen
+from hetero.stages.drawing import drawn
 from hetero.stages.embedding import embed
 from hetero.stages.versioning import embedded
 from hetero.verdict import Decided
@@ -265,11 +266,3 @@ def _as_if(
     pixels = images.pixels(job.rows, control.preprocess)
     ours = embed(control, job.ids, pixels, reporter).pretend_in(old.space)
     return ours, old, ours
-
-
-def drawn(path: Path, draw: Callable[[], str], reporter: Reporter) -> None:
-    """A plot in a file, or a word on why there is none."""
-    try:
-        write_atomically(path, draw())
-    except MissingExtraError as error:
-        reporter.line(f"no plot: {error}")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hetero import data
+from hetero._ledger import input_line
 from hetero.bundle import Artifact, Bundle
 from hetero.data import Images
 from hetero.embedder import Embedder
@@ -194,7 +195,7 @@ def _embed(
 
     items = list(zip(shard.rows, shard.ids, strict=True))
     for at, (found, pixels) in enumerate(_ahead(pool, one, items, 2 * batch)):
-        hashed.update(f"{shard.ids[at]}\0{found}\n".encode())
+        hashed.update(input_line(shard.ids[at], found))
         if isinstance(pixels, str):
             skipped.append(Left(at=at, id=shard.ids[at], reason=pixels[:500]))
             continue

@@ -24,8 +24,8 @@ from hetero.progress import Reporter
 from hetero.render import upgrades
 from hetero.space import Embeddings
 from hetero.stages import aligning
+from hetero.stages.drawing import drawn
 from hetero.stages.embedding import embed
-from hetero.stages.refreshing import drawn
 from hetero.stages.versioning import Versions, version_matrix
 
 if TYPE_CHECKING:
