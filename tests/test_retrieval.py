@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from hetero.errors import DataError, SpaceMismatchError
-from hetero.retrieval import TIE, Ranks, Truth, pairwise_cosine, rank, search
+from hetero.retrieval import (
+    MANY,
+    TIE,
+    Ranks,
+    Truth,
+    _counts,
+    _counts_sorted,
+    pairwise_cosine,
+    rank,
+    search,
+)
 from hetero.space import Embeddings
 
 
@@ -89,6 +99,17 @@ def test_ranks_are_those_of_a_slow_loop(seed):
 def test_many_right_answers_are_ranked_as_a_slow_loop_does():
     q, g, answers = task(3, n_queries=3, n_gallery=600, classes=2)
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
+
+
+@pytest.mark.parametrize("answers", [MANY, MANY + 1])
+def test_both_ways_to_count_agree_where_one_hands_over_to_the_other(answers):
+    rng = np.random.default_rng(answers)
+    # Few different values, so that there are ties, and hidden rows.
+    scores = rng.choice(np.float32([-np.inf, -0.5, 0, 0.25, 0.5, 0.75]), 2000)
+    reach = np.sort(rng.choice(scores[np.isfinite(scores)], answers))[::-1]
+    expected = [int((scores >= r).sum()) for r in reach]
+    assert _counts(scores, reach).tolist() == expected
+    assert _counts_sorted(scores, reach).tolist() == expected
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
