@@ -148,13 +148,13 @@ def test_a_query_model_of_a_longer_gallery_begins_with_the_old_space_too(
 
 
 def test_a_manifest_that_holds_a_space_as_long_as_its_own_is_refused(home: Path) -> None:
-    from hetero.bundle import _sealed
+    from hetero._manifest import sealed
 
     new = Bundle.load(home / "longer")
     path = new.root / "manifest.json"
     kept = path.read_text()
     wrong = new.manifest.nested[0].model_copy(update={"dim": DIM + 6})
-    path.write_text(json.dumps(_sealed(new.manifest.model_copy(update={"nested": (wrong,)}))))
+    path.write_text(json.dumps(sealed(new.manifest.model_copy(update={"nested": (wrong,)}))))
     try:
         with pytest.raises(BundleError, match="not shorter than its own"):
             Bundle.load(new.root)
