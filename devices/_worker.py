@@ -5,7 +5,7 @@
 
 One file, copied to the device as it is: the standard library, NumPy and one runtime (onnxruntime,
 ai-edge-litert, or on a Mac coremltools, which takes pictures as Pillow's), nothing of ours, Python
-3.9 or newer. Nobody reads its stdout and stderr but people: all that counts is in the files of the
+3.9 or newer. That is why it is as long as it is. Nobody reads its stdout and stderr but people: all that counts is in the files of the
 run folder.
 """
 
