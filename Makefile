@@ -18,7 +18,7 @@ SHELL := /bin/bash
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test format format-check lint types pytest wheel-test bench adbd lock clean
+.PHONY: help install demo test schemas duplicates sbom test-python format format-check lint types pytest wheel-test bench adbd lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from hetero import _schemas
 from hetero._files import canonical_json
 from hetero.errors import BundleError
 
@@ -152,12 +153,15 @@ def read(root: Path) -> Manifest:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({str(error)[:200]})") from error
-    found = raw.get("schema") if isinstance(raw, dict) else None
-    if found != SCHEMA:
-        raise BundleError(
-            f"{path}: schema {repr(found)[:60]}, this program reads {SCHEMA!r}; "
-            "use the version that wrote it, or train and export again"
-        )
+    said = raw if isinstance(raw, dict) else {}
+    made = said.get("made_with")
+    _schemas.check(
+        path,
+        said.get("schema"),
+        SCHEMA,
+        again="use the version that wrote it, or train and export again",
+        writer=made.get("hetero", "") if isinstance(made, dict) else "",
+    )
     if raw.pop("sha256", None) != seal(raw):
         raise BundleError(
             f"{path}: altered: it is not as it was written; copy it again, or train again"
@@ -193,3 +197,16 @@ def sealed(manifest: Manifest) -> dict[str, object]:
     """What `manifest.json` holds."""
     content = manifest.model_dump(mode="json", by_alias=True)
     return {**content, "sha256": seal(content)}
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of `manifest.json`, which is `hetero/manifest.schema.json`."""
+    made = Manifest.model_json_schema(by_alias=True)
+    made["properties"]["schema"] = {"const": SCHEMA}
+    made["properties"]["sha256"] = {
+        "description": "Of the canonical JSON (sorted keys, no spaces) of all the other keys.",
+        "pattern": "^[0-9a-f]{64}$",
+        "type": "string",
+    }
+    made["required"].append("sha256")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}

@@ -273,7 +273,7 @@ def test_a_link_to_itself_is_refused(tmp_path):
     assert "weights.safetensors" in refused(tmp_path / "q")
 
 
-@pytest.mark.parametrize("schema", ["hetero.bundle/2", "hetero.report/1", "", None, 1])
+@pytest.mark.parametrize("schema", ["hetero.bundle/0", "hetero.report/1", "", None, 1])
 def test_another_schema_is_refused_by_name(tmp_path, schema):
     make(tmp_path / "q")
     rewrite(tmp_path / "q", lambda content: {**content, "schema": schema})

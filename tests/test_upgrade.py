@@ -499,7 +499,7 @@ def test_a_file_that_is_no_map_is_refused(tmp_path: Path) -> None:
     from geometry import on_circle
 
     on_circle(0, 90).save(path)
-    with pytest.raises(BundleError, match="not a map of a version"):
+    with pytest.raises(BundleError, match=r"'hetero.map/1'; `hetero upgrade map` writes a map"):
         StoredMap.load(path)
 
 
