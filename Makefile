@@ -18,7 +18,7 @@ SHELL := /bin/bash
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test format format-check lint types pytest wheel-test bench adbd lock clean
+.PHONY: help install demo test schemas duplicates sbom test-python format format-check lint types pytest wheel-test bench adbd lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -58,14 +58,46 @@ pytest: $(READY)  ## the tests alone; ARGS="-k bundle" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # From the sdist, because a wheel built in a used checkout picks up deleted modules from build/.
-wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of every module
-	rm -rf build/dist build/wheel-test
+# Twice, with the commit's time for all files: whoever builds it again gets the same bytes.
+wheel-test: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo 1577836800)
+wheel-test: $(READY)  ## sdist, wheel from it, twice, empty environment, import of every module
+	rm -rf build/dist build/again build/wheel-test
 	$(BIN)/python -m build --outdir build/dist .
+	mkdir -p build/again/source
+	tar -xzf build/dist/*.tar.gz --strip-components=1 -C build/again/source
+	$(BIN)/python -m build --wheel --outdir build/again/dist build/again/source
+	$(PYTHON) tests/built.py build/dist build/again/dist
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt build/dist/*.whl
 	cd build/wheel-test && bin/python -I ../../tests/import_all.py --bare
 	cd build/wheel-test && bin/hetero --help > /dev/null
 	@echo "wheel-test: passed"
+
+# The tests that need no framework: what a newer Python breaks, it breaks there first.
+LIGHT := bundle check errors evaluate history metrics packaging preprocess report retrieval schemas \
+	sequential slices space tree verdict verification versions
+test-python:  ## the light tests by another interpreter: make test-python PYTHON=python3.13
+	rm -rf build/python
+	$(PYTHON) -m venv build/python
+	build/python/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+	  -e '.[report,fleet]' pytest pytest-xdist hypothesis jsonschema beartype
+	OMP_NUM_THREADS=1 build/python/bin/python -m pytest -q -p no:cacheprovider \
+	  $(foreach name,$(LIGHT),$(wildcard tests/test_$(name).py)) $(ARGS)
+
+schemas: $(READY)  ## the published schema of manifest.json, from the types
+	$(BIN)/python -c 'from hetero import _files, _manifest; from pathlib import Path; \
+	  _files.write_json(Path("hetero/manifest.schema.json"), _manifest.json_schema())'
+
+duplicates:  ## code that stands twice; what stays is in docs/releasing.md
+	npx --yes jscpd@4.0.5 --min-lines 8 --min-tokens 70 --format python --reporters console hetero export devices
+
+sbom: $(READY)  ## what is installed with all extras, as CycloneDX: build/dist/hetero.cdx.json
+	mkdir -p build/dist
+	test -x build/sbom/bin/cyclonedx-py || { $(PYTHON) -m venv build/sbom; \
+	  build/sbom/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7,<8'; }
+	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+	  --output-file build/dist/hetero.cdx.json $(BIN)/python
+	@echo "build/dist/hetero.cdx.json"
 
 bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
 	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from hetero import _schemas
 from hetero._files import write_atomically
 from hetero.errors import ConfigError, require
 
@@ -140,6 +141,7 @@ def _entries(path: Path, text: str) -> dict[str, Entry]:
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    raw = _schemas.of_text(path, raw)
     if unknown := sorted(set(raw) - {"devices"}):
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}; devices stand below [devices]")
     table = raw.get("devices", {})

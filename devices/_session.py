@@ -6,10 +6,8 @@ It knows the protocol and nothing of how a device is reached; see `hetero.device
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,20 +17,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from hetero._files import make_folder, sha256, write_atomically, write_json
+from hetero._files import make_folder, write_atomically, write_json
 from hetero.devices import _protocol as protocol
 from hetero.devices import _results
+from hetero.devices._order import job_for, packed, row_bytes
 from hetero.devices._types import Device, Link, Plan, RunResult
 from hetero.devices._way import Way
-from hetero.errors import BundleError, ConfigError, DeviceError, Interrupted
+from hetero.errors import BundleError, DeviceError, Interrupted
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 PAUSES_S = (0.02, 0.25)  # between two looks at the log: at least, and at most when it is quiet
 LONGEST_PAUSE_S = 1.0  # where a look takes long
-#: How the one file ends that a package is sent as.
-PACKED = ".mlpackage.zip"
-PLAN_FIELDS = ("warmup_runs", "warmup_s", "min_runs", "min_s", "max_s", "beat_s")
 
 
 def run(
@@ -70,10 +66,10 @@ def run(
     """
     plan = plan or Plan()
     sent = packed(model, folder) if model.is_dir() else model
-    order = _order(device, model, sent, format, inputs, plan, repeat)
+    order = job_for(device, model, sent, format, inputs, plan, repeat)
     with ThreadPoolExecutor(1) as aside, Way(device, folder, plan.reconnect_s) as way:
         # All rows are read once to be named by their content; connecting takes as long.
-        digest = aside.submit(lambda: hashlib.sha256(_bytes(inputs)).hexdigest())
+        digest = aside.submit(lambda: hashlib.sha256(row_bytes(inputs)).hexdigest())
         way.call(lambda link: None)
         job = order(digest.result())
         home = make_folder(folder / job.folder(device.name))
@@ -93,92 +89,6 @@ def run(
             ) from None
     restarts = session.workers - 1
     return _results.read(device, home, job, session.greeting, done, restarts, session.heard)
-
-
-def packed(package: Path, folder: Path) -> Path:
-    """A package, which is a folder, as one file in `folder`: equal packages give equal bytes.
-
-    Raises:
-        BundleError: It cannot be read.
-        StorageError: `folder` cannot be written.
-    """
-    data = io.BytesIO()
-    try:
-        with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as file:
-            for path in sorted(x for x in package.rglob("*") if x.is_file()):
-                # ZipInfo's own date: what is sent is named by its content, not by when.
-                file.writestr(
-                    zipfile.ZipInfo(path.relative_to(package).as_posix()), path.read_bytes()
-                )
-    except OSError as error:
-        raise BundleError(f"{package}: cannot be read ({error.strerror})") from error
-    whole = data.getvalue()
-    target = folder / "store" / f"{hashlib.sha256(whole).hexdigest()}{PACKED}"
-    if not target.exists():
-        write_atomically(target, whole)
-    return target
-
-
-def _accelerator(device: Device, plan: Plan) -> str:
-    """Where the model is to run: as the plan or the device's address says."""
-    own = str(getattr(device, "accelerator", ""))
-    if own and plan.accelerator not in ("", own):
-        raise ConfigError(
-            f"{device.name}: its address asks for {own}, the plan for {plan.accelerator}; "
-            "leave one of them out"
-        )
-    return own or plan.accelerator
-
-
-def _order(
-    device: Device,
-    model: Path,
-    sent: Path,
-    format: str,
-    inputs: Shaped[np.ndarray, "n ..."],
-    plan: Plan,
-    repeat: int,
-) -> Callable[[str], protocol.Job]:
-    """The job for these arguments, checked as far as this machine can, by its inputs' hash."""
-    if format not in protocol.RUNTIMES:
-        raise ConfigError(
-            f"{device.name}: a worker has no runtime for format {format!r}; there are "
-            f"{', '.join(protocol.RUNTIMES)}"
-        )
-    if inputs.dtype.name not in protocol.DTYPES:
-        raise ConfigError(f"inputs are {inputs.dtype}; a worker takes {', '.join(protocol.DTYPES)}")
-    if inputs.ndim < 2 or len(inputs) == 0:
-        raise ConfigError(f"inputs have shape {inputs.shape}; give at least one row")
-    try:
-        model_sha256 = sha256(sent)
-    except OSError as error:
-        raise BundleError(f"{model}: cannot be read ({error.strerror})") from error
-    accelerator = _accelerator(device, plan)
-
-    def order(inputs_sha256: str) -> protocol.Job:
-        return protocol.Job(
-            runtime=protocol.RUNTIMES[format],
-            model=f"store/{model_sha256}{model.suffix if sent is model else PACKED}",
-            model_sha256=model_sha256,
-            inputs=f"store/{inputs_sha256}.bin",
-            inputs_sha256=inputs_sha256,
-            dtype=inputs.dtype.name,
-            shape=inputs.shape,
-            threads=plan.threads if device.threads is None else device.threads,
-            plan={name: getattr(plan, name) for name in PLAN_FIELDS},
-            repeat=repeat,
-            accelerator=accelerator,
-            duty=plan.duty,
-            profile=plan.profile,
-        )
-
-    return order
-
-
-def _bytes(inputs: Shaped[np.ndarray, "n ..."]) -> memoryview:
-    """The rows as they travel: contiguous and little-endian; a copy only where they are not so."""
-    little = inputs.astype(inputs.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(little).data.cast("B")
 
 
 class _DiedError(Exception):
@@ -247,7 +157,7 @@ class _Session:
         """Put the files of the job onto the device, by way of this machine's own folder."""
         inputs, order = self.home.parent / self.job.inputs, self.home / "job.json"
         if again or not inputs.exists():
-            write_atomically(inputs, _bytes(self.inputs))
+            write_atomically(inputs, row_bytes(self.inputs))
         write_json(order, self.job.to_json())
         way.call(lambda link: link.put(self.sent, self.job.model, again=again))
         way.call(lambda link: link.put(inputs, self.job.inputs, again=again))

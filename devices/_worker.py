@@ -3,10 +3,10 @@
     python _worker.py RUN              one run, as described in `hetero.devices._protocol`
     python _worker.py --probe FOLDER   one line about this machine, marked "probe", on stdout
 
-One file, copied to the device as it is: the standard library, NumPy and one runtime (onnxruntime,
-ai-edge-litert, or on a Mac coremltools, which takes pictures as Pillow's), nothing of ours, Python
-3.9 or newer. Nobody reads its stdout and stderr but people: all that counts is in the files of the
-run folder.
+One file, however long, as it is copied to the device as it is: the standard library, NumPy and one
+runtime (onnxruntime, ai-edge-litert, or on a Mac coremltools, which takes pictures as Pillow's),
+nothing of ours, Python 3.9 or newer. Nobody reads its stdout and stderr but people: all that counts
+is in the files of the run folder.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +31,11 @@ from jaxtyping import UInt8
 from hetero import _plugins
 from hetero._files import canonical_json, make_folder, storage_errors
 from hetero.bundle import Artifact, Bundle, digest
-from hetero.errors import BundleError, ConfigError, HeteroError
+from hetero.errors import ConfigError
 from hetero.export import _child
 from hetero.export._job import ConvertJob, Facts, Judging, Runner
 from hetero.export._parity import GATES
+from hetero.export._placing import register, scratch_folder
 from hetero.space import Embeddings
 
 __all__ = [
@@ -267,7 +267,7 @@ def _each(
     format = jobs[0].format
     log = make_folder(bundle.root / "logs") / f"export-{format}.log"
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(_scratch(bundle.root / f".export-{format}"))
+        scratch = stack.enter_context(scratch_folder(bundle.root / f".export-{format}"))
         pixels = scratch / "calibration.npy"
         if calibration is not None:
             with storage_errors(bundle.root):
@@ -305,7 +305,7 @@ def _each(
                 batch=job.batch,
                 facts=facts,
             )
-            bundle = _register(bundle, item, job.output, scratch)
+            bundle = register(bundle, item, job.output, scratch)
             what = f"{format} {job.precision}"
             if "fallback" in facts:
                 say(f"{what}: {facts['fallback']}")
@@ -383,51 +383,3 @@ def _job(
         metadata=metadata_of(bundle, precision, bake),
         threads=threads,
     )
-
-
-@contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a killed run left there is removed first."""
-    shutil.rmtree(path, ignore_errors=True)
-    make_folder(path)
-    try:
-        yield path.resolve()
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _register(bundle: Bundle, item: Artifact, written: Path, scratch: Path) -> Bundle:
-    """The bundle with the file in place and in the manifest.
-
-    The manifest is read again, as another export may have written it meanwhile. A run killed
-    between two steps leaves a bundle whose manifest is true: the entry goes before its file does.
-    A step that fails puts back what was there.
-    """
-    current = Bundle.load(bundle.root, verify=False)
-    if current.digest != bundle.digest:
-        raise BundleError(f"{bundle.root}: its weights changed during the export; export again")
-    same = (item.kind, item.precision)
-    last = [f for f in current.manifest.files if (f.kind, f.precision) == same]
-    target = current.path(item)
-    aside: dict[Path, Path] = {}
-    try:
-        with storage_errors(bundle.root):
-            if last:
-                current = current.without_artifact(*same)
-            for path in {current.path(f) for f in last} | {target}:
-                # A folder cannot be replaced by a rename as a file can; so both move away first.
-                if path.exists():
-                    os.replace(path, scratch / f"last-{path.name}")
-                    aside[path] = scratch / f"last-{path.name}"
-            os.replace(written, target)
-            return current.with_artifact(item)
-    except BaseException:
-        if not written.exists():
-            os.replace(target, written)
-        for path, kept in aside.items():
-            os.replace(kept, path)
-        for entry in last:
-            # On a full disk this may fail too; the file is then there and not listed.
-            with contextlib.suppress(HeteroError, OSError):
-                current = current.with_artifact(entry)
-        raise

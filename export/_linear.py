@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from hetero._files import canonical_json, make_folder, sha256, storage_errors
 from hetero.bundle import Artifact, Bundle, digest
 from hetero.errors import ConfigError
-from hetero.export import _child, _scratch, file_name, module
+from hetero.export import _child, file_name, module
 from hetero.export._job import ConvertJob
+from hetero.export._placing import scratch_folder
 
 if TYPE_CHECKING:
     from hetero.lqf import Adaptation
@@ -82,7 +83,7 @@ def export(
             f"{adaptation}: belongs to the bundle with weights {found.bundle[:12]}…, "
             f"{bundle.root} has {bundle.digest[:12]}…"
         )
-    with _scratch(make_folder(folder) / f".export-{format}") as scratch:
+    with scratch_folder(make_folder(folder) / f".export-{format}") as scratch:
         job = ConvertJob(
             bundle=bundle.root.resolve(),
             output=scratch / file_name(format, "fp32", bake),

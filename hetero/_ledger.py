@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hetero import _schemas
 from hetero._files import canonical_json
 from hetero.errors import BundleError, ConfigError, DataError
 from hetero.space import Space
@@ -210,9 +211,12 @@ def read(path: Path, kind: type[M]) -> M:
     """
     try:
         raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            found = raw.get("schema") if isinstance(raw, dict) else None
-            raise BundleError(f"{path}: schema {found!r}, this program reads {SCHEMA!r}")
+        _schemas.check(
+            path,
+            raw.get("schema") if isinstance(raw, dict) else None,
+            SCHEMA,
+            again="embed into another folder",
+        )
         return kind.model_validate(raw)
     except FileNotFoundError:
         raise BundleError(f"{path}: there is no such file; `hetero embed` writes it") from None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hetero import _schemas
 from hetero.errors import BundleError, ConfigError
 
 T = TypeVar("T")
@@ -38,11 +39,9 @@ def read_tensors(
     try:
         with safe_open(str(path), framework="numpy") as file:
             texts = file.metadata() or {}
-            if texts.get("hetero.schema") != schema:
-                raise BundleError(
-                    f"{path}: not {what} of a version this program reads (schema "
-                    f"{texts.get('hetero.schema')!r}, expected {schema!r}); `{made_by}` writes them"
-                )
+            _schemas.check(
+                path, texts.get("hetero.schema"), schema, again=f"`{made_by}` writes {what}"
+            )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return build(tensors, texts)
     except BundleError:

@@ -15,135 +15,47 @@ itself: its last key, "sha256", is that of the canonical JSON of all the others.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hetero._files import canonical_json, json_text, sha256, write_json, write_together
+from hetero._files import json_text, sha256, write_json, write_together
+from hetero._manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    SCHEMA,
+    Artifact,
+    FittedMap,
+    Manifest,
+    Model,
+    Nested,
+    Role,
+    read,
+    sealed,
+)
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
 from hetero.space import Space
 
-SCHEMA = "hetero.bundle/1"
-MANIFEST = "manifest.json"
-
-#: Far more than any manifest has.
-MAX_MANIFEST_BYTES = 16 << 20
-
-Role = Literal["gallery", "query", "classifier"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Artifact(_Frozen):
-    """One file (or, for Core ML, folder) of a bundle.
-
-    Attributes:
-        path: Relative to the bundle, forward slashes.
-        kind: "weights", "head", "probe", "trained", or a format's name: "onnx", "tflite", "coreml".
-        sha256: Of the bytes; of a folder, see `digest`.
-        size_bytes: Of the file, or of all files in the folder.
-        precision: "fp32", "fp16", "int8"; empty for what is not a model file.
-        input: What the model file takes: "uint8_nhwc" (preprocessing inside) or "float32_nchw".
-        batch: 1 for a fixed batch, 0 for a dynamic one.
-        facts: What the writer found out: tool versions, parity, conversion time.
-    """
-
-    path: str
-    kind: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
-    precision: str = ""
-    input: Literal["", "uint8_nhwc", "float32_nchw"] = ""
-    batch: int = Field(default=0, ge=0)
-    facts: dict[str, str | float | int] = Field(default_factory=dict)
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, value: str) -> str:
-        parts = PurePosixPath(value).parts
-        if not parts or "\\" in value or "\0" in value or value.startswith("/") or ".." in parts:
-            raise ValueError(f"path {value!r} leaves the bundle")
-        return value
-
-
-class FittedMap(_Frozen):
-    """A map behind the embedding, which leads into the space of another model.
-
-    Attributes:
-        name: A module of `hetero.maps` or a dotted path.
-        settings: Its settings.
-        dim: Length of the embedding it takes.
-    """
-
-    name: str
-    settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    dim: int = Field(ge=1)
-
-
-class Model(_Frozen):
-    """What is needed to build the model again before its weights are loaded.
-
-    Attributes:
-        backbone: As given to `hetero.models.backbone`: "resnet:width=32", "timm:NAME", "m:f".
-        dim: Length of the embedding; of a classifier, the number of classes.
-        inner: Numbers the embedding is lifted from by a last linear layer; 0 for none.
-        parameters: Count, embedding layer included, classifier excluded.
-        macs: Multiply-accumulates for one picture at the bundle's input size.
-        map: What follows the embedding of a model that was aligned; None where nothing does, or
-            where the map is folded into the model.
-    """
-
-    backbone: str
-    dim: int = Field(ge=1)
-    inner: int = Field(default=0, ge=0)
-    parameters: int = Field(ge=0)
-    macs: int = Field(ge=0)
-    map: FittedMap | None = None
-
-
-class Nested(_Frozen):
-    """A space that a longer one holds: the first `dim` numbers of a vector, normalised, are in it.
-
-    Attributes:
-        name: As in `hetero.space.Space`.
-        digest: As in `hetero.space.Space`.
-        dim: As in `hetero.space.Space`.
-    """
-
-    name: str
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    dim: int = Field(ge=1)
-
-
-class Manifest(_Frozen):
-    """What a bundle is; `manifest.json` is this, and nothing else is trusted."""
-
-    schema_: str = Field(alias="schema")
-    role: Role
-    space_name: str
-    space_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    model: Model
-    preprocess: dict[str, Any]
-    recipe: dict[str, str | int | float | bool]
-    parent: str = ""
-    nested: tuple[Nested, ...] = ()
-    data: dict[str, str | int] = Field(default_factory=dict)
-    files: tuple[Artifact, ...] = ()
-    made_with: dict[str, str] = Field(default_factory=dict)
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True
-    )
+__all__ = [
+    "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "SCHEMA",
+    "Artifact",
+    "Bundle",
+    "FittedMap",
+    "Manifest",
+    "Model",
+    "Nested",
+    "Probe",
+    "Role",
+    "digest",
+    "space_digest",
+]
 
 
 @dataclass(frozen=True)
@@ -294,43 +206,13 @@ class Bundle:
             BundleError: No manifest, not valid, newer than this program, or a file is missing or
                 altered; the message names it.
         """
-        path = root / MANIFEST
+        bundle = cls(root, read(root))
         try:
-            # A pipe would never end, and neither would a link to a device.
-            if path.exists() and not path.is_file():
-                raise BundleError(f"{path}: cannot be read (not an ordinary file)")
-            if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
-                raise BundleError(f"{path}: {size} bytes, a manifest has {MAX_MANIFEST_BYTES}")
-            raw = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
-        except FileNotFoundError:
-            raise BundleError(
-                f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train`"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path}: cannot be read ({str(error)[:200]})") from error
-        found = raw.get("schema") if isinstance(raw, dict) else None
-        if found != SCHEMA:
-            raise BundleError(
-                f"{path}: schema {repr(found)[:60]}, this program reads {SCHEMA!r}; "
-                "use the version that wrote it, or train and export again"
-            )
-        if raw.pop("sha256", None) != _seal(raw):
-            raise BundleError(
-                f"{path}: altered: it is not as it was written; copy it again, or train again"
-            )
-        try:
-            bundle = cls(root, Manifest.model_validate(raw))
             _ = bundle.space, bundle.preprocess, bundle.nested
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
-            raise BundleError(
-                f"{path}: {error.error_count()} mistakes, first at {where}: {first['msg']}"
-            ) from error
         except ConfigError as error:
-            raise BundleError(f"{path}: {str(error)[:500]}") from error
+            raise BundleError(f"{root / MANIFEST}: {str(error)[:500]}") from error
         if any(s.dim >= bundle.space.dim for s in bundle.nested):
-            raise BundleError(f"{path}: holds a space that is not shorter than its own")
+            raise BundleError(f"{root / MANIFEST}: holds a space that is not shorter than its own")
         if verify:
             bundle.verify()
         return bundle
@@ -415,7 +297,7 @@ class Bundle:
             files=tuple(files),
             made_with=dict(made_with or {}),
         )
-        written[root / MANIFEST] = json_text(_sealed(manifest))
+        written[root / MANIFEST] = json_text(sealed(manifest))
         write_together(written)
         return cls(root, manifest)
 
@@ -439,29 +321,7 @@ class Bundle:
         return bundle
 
     def _write(self) -> None:
-        write_json(self.root / MANIFEST, _sealed(self.manifest))
-
-
-def _finite(text: str) -> float:
-    """The number that a text in JSON stands for.
-
-    Raises:
-        ValueError: It is NaN or infinite, which no manifest holds and JSON does not know.
-    """
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} where a finite number was expected")
-    return value
-
-
-def _seal(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(canonical_json(content).encode(errors="backslashreplace")).hexdigest()
-
-
-def _sealed(manifest: Manifest) -> dict[str, object]:
-    """What `manifest.json` holds."""
-    content = manifest.model_dump(mode="json", by_alias=True)
-    return {**content, "sha256": _seal(content)}
+        write_json(self.root / MANIFEST, sealed(self.manifest))
 
 
 def digest(path: Path) -> tuple[str, int]:

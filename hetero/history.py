@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from hetero._files import make_folder, sha256, storage_errors
+from hetero._schemas import newer
 from hetero.errors import ConfigError
 from hetero.latency import CONFIDENCE
 from hetero.report import Verdict
@@ -149,6 +150,11 @@ class History:
             (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version == 0 and tables == 0:
                 db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            elif version > VERSION:
+                raise ConfigError(
+                    f"{history.path}: a history of version {version}, "
+                    f"{newer(str(VERSION))}, or name another file with --history"
+                )
             elif version != VERSION:
                 raise ConfigError(
                     f"{history.path}: a history of version {version}, this program reads "

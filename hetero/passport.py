@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
+from hetero import _schemas
 from hetero._files import canonical_json, write_json
 from hetero.errors import BundleError, ConfigError
 from hetero.preprocess import Preprocess
@@ -167,10 +168,8 @@ class Passport:
             BundleError: It is none, or was altered.
         """
         found = value.get("schema") if isinstance(value, dict) else None
-        if not isinstance(value, dict) or found != SCHEMA:
-            raise BundleError(
-                f"{name}: schema {str(found)[:60]!r}, expected {SCHEMA!r}; write the passport again"
-            )
+        _schemas.check(name, found, SCHEMA, again="write the passport again")
+        assert isinstance(value, dict), "nothing else says what it is"
         content = dict(value)
         if content.pop("sha256", None) != _seal(content):
             raise BundleError(f"{name}: altered since it was written; write the passport again")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hetero import _schemas
 from hetero._files import write_json
 from hetero.cells import Cell, Obstacle, Pair
 from hetero.cells import NotRun as NotRun  # here, too, because a report is made of them
@@ -22,9 +23,6 @@ from hetero.errors import BundleError, ConfigError, DataError
 from hetero.verdict import Decision, Evidence, decide
 
 SCHEMA = "hetero.report/2"
-
-#: Version 1 had neither cells nor agreement, and nothing of why something was not run.
-_READ = ("hetero.report/1", SCHEMA)
 
 #: The device of a file that not its own runtime executed but a reference interpreter.
 REFERENCE = "reference"
@@ -394,10 +392,14 @@ class Report:
         """
         try:
             raw = json.loads(path.read_bytes())
-            if raw["schema"] not in _READ:
-                raise BundleError(
-                    f"{path}: schema {raw['schema']!r}, this program reads {SCHEMA!r}"
-                )
+            raw = _schemas.up_to_date(
+                path,
+                raw,
+                SCHEMA,
+                [_with_cells],
+                again="measure again",
+                writer=raw["facts"].get("hetero", "") if "facts" in raw else "",
+            )
             return cls(
                 raw["subject"],
                 tuple(Measurement.from_json(m) for m in raw["measurements"]),
@@ -408,8 +410,8 @@ class Report:
                     name: tuple(math.nan if x is None else float(x) for x in values)
                     for name, values in raw["series"].items()
                 },
-                tuple(Cell.from_json(x) for x in raw.get("cells", ())),
-                tuple(Pair.from_json(x) for x in raw.get("agreement", ())),
+                tuple(Cell.from_json(x) for x in raw["cells"]),
+                tuple(Pair.from_json(x) for x in raw["agreement"]),
             )
         except BundleError:
             raise
@@ -425,6 +427,11 @@ class Report:
             DataError,
         ) as error:
             raise BundleError(f"{path}: cannot be read as a report ({error!r})") from error
+
+
+def _with_cells(first: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had neither cells nor agreement, and nothing of why something was not run."""
+    return {"cells": [], "agreement": [], **first}
 
 
 def load_limits(path: Path | None = None) -> tuple[Limit, ...]:

@@ -48,6 +48,7 @@ NEED_AN_EXTRA = {
     "hetero.methods",
     "hetero.models",
     "hetero.nas",
+    "hetero.pct._pictures",
     "hetero.pct.methods",
     "hetero.pct.train",
     "hetero.stages.measuring",

@@ -21,7 +21,7 @@ from fakes import DIM, SIZE, tiny_answers, tiny_pixels
 from test_worker import COMMAND, FIXED_RUNS, GOLDEN, WORKER, events, normalised, order, start
 
 from hetero import devices
-from hetero.devices import Plan, _doctor, _session, coreml, open_device, run
+from hetero.devices import Plan, _doctor, _order, coreml, open_device, run
 from hetero.errors import BundleError, ConfigError, DeviceError
 
 NO_MAC = platform.system() != "Darwin"
@@ -144,7 +144,7 @@ def test_equal_packages_are_sent_as_equal_bytes_whenever_they_were_written(tmp_p
         for part in ("model", "weights") if name == "a" else ("weights", "model"):
             (folder / part).write_text(part)
             os.utime(folder / part, (when, when))
-    sent = [_session.packed(tmp_path / f"{x}.mlpackage", tmp_path / x) for x in "ab"]
+    sent = [_order.packed(tmp_path / f"{x}.mlpackage", tmp_path / x) for x in "ab"]
     assert sent[0].name == sent[1].name
     assert sent[0].read_bytes() == sent[1].read_bytes()
     assert sent[0].name.endswith(".mlpackage.zip")
@@ -316,7 +316,7 @@ def test_the_worker_speaks_the_golden_transcript_of_core_ml(pretended, package, 
     before = list(COMMAND)
     COMMAND[:] = [sys.executable, str(WORKER)]
     try:
-        sent = _session.packed(package, tmp_path)
+        sent = _order.packed(package, tmp_path)
         folder = order(
             tmp_path / "run", sent, tiny_pixels(3), "coreml", FIXED_RUNS, accelerator="ne"
         )

@@ -27,6 +27,7 @@ from hetero.errors import (
 )
 from hetero.export import ConvertJob, _child, _convert, _parity, _seal, export, export_each
 from hetero.export._job import first_line, in_batches
+from hetero.export._placing import register
 from hetero.preprocess import Preprocess
 from hetero.space import Space
 
@@ -307,10 +308,10 @@ def test_a_full_disk_at_the_last_step_puts_everything_back(bundle, tmp_path, mon
 
     monkeypatch.setattr(Bundle, "with_artifact", full)
     with pytest.raises(StorageError):
-        exports._register(bundle, item, written, scratch)
+        register(bundle, item, written, scratch)
     assert contents(bundle.root) == before
     monkeypatch.undo()
-    exports._register(bundle, item, written, scratch)
+    register(bundle, item, written, scratch)
     assert Bundle.load(bundle.root).artifact("onnx", "fp32") == item
 
 
@@ -319,7 +320,7 @@ def test_a_bundle_trained_again_meanwhile_gets_no_file(bundle, tmp_path):
     files = tuple(other if f.kind == "weights" else f for f in bundle.manifest.files)
     stale = Bundle(bundle.root, bundle.manifest.model_copy(update={"files": files}))
     with pytest.raises(BundleError, match="changed during the export"):
-        exports._register(stale, other, tmp_path / "model", tmp_path)
+        register(stale, other, tmp_path / "model", tmp_path)
 
 
 # -- the comparison -----------------------------------------------------------------------------

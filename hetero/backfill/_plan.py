@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hetero import _schemas
 from hetero.errors import ConfigError
 from hetero.versions import METRICS
 
@@ -157,7 +158,7 @@ def load(path: Path) -> Plan:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     try:
-        plan = Plan.model_validate(raw)
+        plan = Plan.model_validate(_schemas.of_text(path, raw))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(x + 1 if isinstance(x, int) else x) for x in first["loc"])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
     from hetero.report import Report
+    from hetero.verdict import Decided
 
 
 def reporter(quiet: bool) -> Reporter:
@@ -158,6 +159,13 @@ def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: boo
         if not quiet:
             print(f"report: {output / 'report.html'}")
     raise typer.Exit(report.exit_code if judged else 0)
+
+
+def leave(outcome: Decided) -> NoReturn:
+    """Exit with a verdict's code."""
+    from hetero.report import EXIT_CODES
+
+    raise typer.Exit(EXIT_CODES[outcome])
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hetero.cli._helpers import command_line, finish, load_bundle, reporter, say
+from hetero.cli._helpers import command_line, finish, leave, load_bundle, reporter, say
 from hetero.cli._options import (
     Devices,
     Formats,
@@ -227,7 +227,6 @@ def compare(
     `hetero bench BUNDLE` run both files again in one session and see far smaller differences.
     """
     from hetero.history import History, session_ratio
-    from hetero.report import EXIT_CODES
 
     book = History.open(history)
     chosen = [*([book.baseline(baseline).run] if baseline else []), *map(book.run, runs)]
@@ -241,7 +240,7 @@ def compare(
         said += f" (95 % interval {found.low:.3f} to {found.high:.3f})"
     value = {**vars(found), "a": a.id, "b": b.id, "margin": margin, "verdict": outcome}
     say(json_, value, f"{outcome.upper()}: {said}; {found.why(margin, a, b)}")
-    raise typer.Exit(EXIT_CODES[outcome])
+    leave(outcome)
 
 
 def _one(bundle: Bundle, asked: Any) -> Any:

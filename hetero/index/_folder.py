@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from hetero import _schemas
 from hetero._files import make_folder, sha256, storage_errors, write_atomically, write_json
 from hetero.errors import BundleError, ConfigError, StorageError
 from hetero.index._index import Found, Index, NoIndexError
@@ -261,10 +262,7 @@ def _read(root: Path, engine: str) -> Stored:
     text = (root / MANIFEST).read_bytes()
     try:
         made = json.loads(text)
-        if made["hetero.schema"] != SCHEMA:
-            raise BundleError(
-                f"{root}: an index of schema {made['hetero.schema']!r}, expected {SCHEMA!r}"
-            )
+        _schemas.check(root, made["hetero.schema"], SCHEMA, again="build the index again")
         if made["engine"] != engine:
             raise BundleError(f"{root}: a {made['engine']} index; name it {made['engine']}:{root}")
         space = Space(made["space"]["name"], made["space"]["digest"], made["space"]["dim"])

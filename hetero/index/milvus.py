@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from hetero import _schemas
 from hetero._files import make_folder
 from hetero.errors import BundleError, ConfigError, StorageError, require
 from hetero.index._index import ID_BYTES, Found, Index, NoIndexError
@@ -270,10 +271,12 @@ def _leave(client: Any, file: str) -> None:
 def _parsed(where: str, name: str, text: str) -> tuple[Space, Engine]:
     try:
         made = json.loads(text)
-        if made["schema"] != SCHEMA:
-            raise ValueError(f"schema {made['schema']!r}, expected {SCHEMA!r}")
+        shown = f"{_shown(where)}: collection {name!r}"
+        _schemas.check(shown, made["schema"], SCHEMA, again="build the index again")
         said = made["space"]
         return Space(said["name"], said["digest"], said["dim"]), Engine(**made["settings"])
+    except BundleError:
+        raise
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise BundleError(
             f"{_shown(where)}: collection {name!r} is not an index of ours: {str(error)[:200]}"

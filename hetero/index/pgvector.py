@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from hetero import _schemas
 from hetero.errors import BundleError, ConfigError, DataError, StorageError, require
 from hetero.index._index import Found, Index, NoIndexError
 from hetero.space import Space
@@ -104,11 +105,13 @@ class Engine:
                 raise NoIndexError(f"pgvector: there is no table {name!r}")
             try:
                 made = json.loads(text)
-                if made["schema"] != SCHEMA:
-                    raise ValueError(f"schema {made['schema']!r}, expected {SCHEMA!r}")
+                where = f"pgvector: table {name!r}"
+                _schemas.check(where, made["schema"], SCHEMA, again="build the index again")
                 said = made["space"]
                 space = Space(said["name"], said["digest"], said["dim"])
                 engine = Engine(**made["settings"])
+            except BundleError:
+                raise
             except (KeyError, TypeError, ValueError, ConfigError) as error:
                 raise BundleError(
                     f"pgvector: table {name!r} is not an index of ours: {str(error)[:200]}"

@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from hetero import methods, models
 from hetero._files import make_folder
@@ -19,12 +17,27 @@ from hetero.augment import View
 from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError
-from hetero.fit import Check, Objective, Settings, fit
+from hetero.fit import Check, Settings, fit
 from hetero.models import _nested as nested
 from hetero.progress import Reporter
+from hetero.train._objective import QueryObjective, setup_for
 from hetero.train._pictures import Pictures, gather, score
-from hetero.train._stored import drawn_views, stored_rows, stored_vectors
-from hetero.train._writing import finished, head_of, run_digest, spoken_by_one, write
+from hetero.train._stored import drawn_views, stored_vectors
+from hetero.train._writing import finished, run_digest, spoken_by_one, write
+
+__all__ = [
+    "QAT_RATE",
+    "QUERY_LR",
+    "QueryObjective",
+    "QueryRecipe",
+    "fit_and_write",
+    "fit_query",
+    "run_of",
+    "setup_for",
+    "train_query",
+    "train_widths",
+    "write_query",
+]
 
 
 @dataclass(frozen=True)
@@ -66,48 +79,6 @@ QUERY_LR = 1e-2
 
 #: Of the peak learning rate, in quantisation-aware training: the model is trained already.
 QAT_RATE = 0.1
-
-
-class QueryObjective(Objective):
-    """A method's loss against stored gallery vectors."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        method: methods.Method,
-        own: nn.Module,
-        view: View,
-        setup: methods.Setup,
-        tables: list[Tensor],
-    ) -> None:
-        """The net, the method and what it keeps, how pictures are seen, what is known of them."""
-        super().__init__()
-        self.net, self.method, self.own, self.view = net, method, own, view
-        self.setup, self.tables = setup, tables
-        self.partial, self._chosen = isinstance(net, nested.Several), list[Any]()
-        self.register_buffer("labels", setup.labels, persistent=False)
-
-    def choose(self) -> None:
-        """Of several nets in one, those that this step trains."""
-        if isinstance(self.net, nested.Several):
-            self._chosen = self.net.sandwich()
-
-    def forward(
-        self, pixels: Tensor, views: Tensor, rows: Tensor, epoch: int, progress: float
-    ) -> Tensor:
-        """The method's loss of one batch; of several nets, the mean of theirs."""
-        gallery = torch.from_numpy(stored_rows(self.setup.gallery, epoch, rows))
-        labels = None if self.labels is None else self.labels[rows]  # type: ignore[index]
-        seen = self.view(pixels, views)
-        if isinstance(self.net, nested.Several):
-            embedded = [self.net(seen, which) for which in self._chosen]
-        else:
-            embedded = [self.net(seen)]
-        loss = pixels.new_zeros((), dtype=torch.float32)
-        for query in embedded:
-            step = methods.Step(query, gallery.to(pixels.device), rows, labels, progress)
-            loss = loss + methods.loss_of(self.method, step, self.own)
-        return loss / len(embedded)
 
 
 def train_query(
@@ -385,33 +356,3 @@ def write_query(
         pictures=pictures,
         tensors={"weights": models.arrays(net)},
     )
-
-
-def setup_for(
-    gallery: Bundle,
-    method: methods.Method,
-    pictures: Pictures,
-    stored: Float32[np.ndarray, "v n d"],
-    seed: int,
-) -> methods.Setup:
-    """What the method can build on, the gallery's classifier among it if it needs one."""
-    rows = head_labels = None
-    if "head" in method.needs:
-        rows, classes = head_of(gallery)
-        if pictures.labels is not None:
-            head_labels = _in_head(gallery, classes, pictures.classes, pictures.labels)
-    return methods.Setup(stored, pictures.labels, len(pictures.classes), rows, head_labels, seed)
-
-
-def _in_head(
-    gallery: Bundle, theirs: tuple[str, ...], classes: tuple[str, ...], labels: Tensor
-) -> Int64[Tensor, " n"]:
-    """For each training picture its row in the gallery's head, or -1."""
-    place = {name: row for row, name in enumerate(theirs)}
-    where = torch.tensor([place.get(name, -1) for name in classes])
-    if int(where.max()) < 0:
-        raise ConfigError(
-            f"{gallery.root}: the gallery model's classifier knows none of the {len(classes)} "
-            "training classes; use a label-free method such as regression"
-        )
-    return where[labels]

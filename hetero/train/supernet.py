@@ -253,7 +253,10 @@ def _note(root: Path) -> dict[str, Any]:
     try:
         note: dict[str, Any] = json.loads((root / NOTE).read_text())
         if note["version"] != VERSION:
-            raise BundleError(f"{root / NOTE}: version {note['version']}, expected {VERSION}")
+            raise BundleError(
+                f"{root / NOTE}: a supernet of version {note['version']}, this program reads "
+                f"{VERSION}; use the version that wrote it, or train it again"
+            )
         return {"run": str(note["run"]), "weights_sha256": str(note["weights_sha256"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{root / NOTE}: no supernet there ({error})") from error

@@ -37,6 +37,7 @@ from hetero.fit import Check, Objective, Settings, fit
 from hetero.heads import CosineHead, Margin, simplex
 from hetero.progress import Reporter
 from hetero.space import Space
+from hetero.train._objective import setup_for
 from hetero.train._pictures import Pictures, gather, must_have_classes, score
 from hetero.train._stored import drawn_views, stored_rows, stored_vectors
 from hetero.train._writing import (
@@ -49,7 +50,6 @@ from hetero.train._writing import (
     spoken_by_one,
     write,
 )
-from hetero.train.query import setup_for
 
 
 @dataclass(frozen=True)
