@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -210,3 +211,18 @@ def passing() -> Report:
 def failing() -> Report:
     """A full report in which the int8 files fail."""
     return unjudged(broken=True).judged_by(LIMITS)
+
+
+def runs_over_time(folder: Path) -> None:
+    """Three stored runs of one subject, the folders 1 to 3; in the last one int8 is broken."""
+    for number, made in enumerate((passing(), passing(), failing()), 1):
+        facts = {
+            **made.facts,
+            "measured": f"2026-02-0{number}T10:00:00+00:00",
+            "data": "emoji",
+            "queries": "1532",
+        }
+        at = folder / str(number)
+        at.mkdir(parents=True)
+        replace(made, facts=facts).save(at / "report.json")
+        (at / "report.html").write_text("<!DOCTYPE html><title>a report</title>")

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -673,3 +674,49 @@ def test_a_file_that_only_a_reference_interpreter_executed_is_not_counted_as_exe
     said = _verdict.sentence(report.judged_by([Limit("heterogeneous_recall_at_1", at_least=0.1)]))
     assert "1 file executed, 1 file executed by a reference interpreter only" in said
     assert "1 file not executed by their own runtime (Core ML)" in said
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 has it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one_: str, other: str) -> float:
+    low, high = sorted((luminance(one_), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_and_lines_stand_out_from_what_they_are_on_light_and_dark():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    style = Path(html.__file__).with_name("style.css.jinja").read_text(encoding="utf-8")
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
+    ]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for word in ("ink", "muted", "accent", "pass", "fail", "inconclusive"):
+            for ground in ("page", "card"):
+                assert contrast(colours[word], colours[ground]) >= 4.5, (word, ground)
+        for word in ("pass", "fail", "inconclusive"):
+            assert contrast(colours["on"], colours[word]) >= 4.5, word
+            assert contrast(colours["ink"], colours[f"{word}-tint"]) >= 4.5, word
+            assert contrast(colours["muted"], colours[f"{word}-tint"]) >= 4.5, word
+        for line in _drawing.COLOURS:
+            assert contrast(line, colours["card"]) >= 3, line
+
+
+def test_headings_go_down_by_one_and_every_section_is_in_the_list(rendered):
+    made, text = rendered
+    page = Page(text)
+    levels = [int(name[1]) for name, _ in page.elements if name in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    links = [str(a["href"]) for a in page.all("a")]
+    assert {x.removeprefix("#") for x in links} <= ids
+    titled = {a["id"] for name, a in page.elements if name == "h2"}
+    assert {x.removeprefix("#") for x in links} == titled | {"content"}
