@@ -239,11 +239,12 @@ def _remarked(
         earlier = [points[at - 1]] if at else []
         if at > 1 and at == len(points) - 1 and now.number == len(runs):
             earlier.append(points[0])  # many small steps are none that a neighbour shows
-        remarks = [
-            x
-            for was in earlier
-            for x in _compared(was, now, runs, sessions[place], known)
-        ]  # fmt: skip
+        remarks: list[Remark] = []
+        for was in earlier:
+            known_already = {(x.name, x.change) for x in remarks}
+            found = _compared(was, now, runs, sessions[place], known)
+            # Of the first run only what its neighbour does not say.
+            remarks += [x for x in found if (x.name, x.change) not in known_already]
         out.append(Point(now.number, now.measured, now.outcome, tuple(remarks)))
     return tuple(out)
 

@@ -118,7 +118,7 @@ def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp
 
 def history(folder: Path) -> str:
     runs_over_time(folder)
-    found = [reviewing._run(folder / n / "report.json", folder) for n in ("1", "2", "3")]
+    found = [reviewing._run(folder / n / "report.json", folder, folder) for n in ("1", "2", "3")]
     return timelines.page(timeline.stories(found))
 
 

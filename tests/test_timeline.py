@@ -133,7 +133,7 @@ def test_the_page_the_terminal_and_the_json_say_the_same(tmp_path, capsys):
     assert [r["verdict"] for r in numbers["stories"][0]["runs"]] == ["pass", "pass", "fail"]
     page = (tmp_path / "told" / "history.html").read_text()
     assert '<a href="../runs/3/report.html">' in page
-    assert "▼ regression" in page
+    assert "▼ regression since run 2" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     for wrong in (
@@ -154,7 +154,9 @@ def test_on_a_narrow_terminal_no_line_is_longer_than_it(tmp_path):
     from hetero.stages import reviewing
 
     runs_over_time(tmp_path)
-    runs = [reviewing._run(tmp_path / n / "report.json", tmp_path) for n in ("1", "2", "3")]
+    runs = [
+        reviewing._run(tmp_path / n / "report.json", tmp_path, tmp_path) for n in ("1", "2", "3")
+    ]
     for width in (60, 80):
         text = io.StringIO()
         console = Console(file=text, width=width, force_terminal=True, color_system=None)

@@ -16,6 +16,9 @@ from hetero.timeline import FOLLOWED, Change, Line, Point, Remark, Story, exit_c
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Runs of a file in a terminal's table; the page has all.
+SHOWN = 5
+
 SCHEMA = "hetero.timeline/1"
 
 _HEADS = {
@@ -24,6 +27,13 @@ _HEADS = {
     "latency_p50": "Latency p50",
     "size": "Size",
     "outcome": "Outcome",
+}
+#: In a terminal, where room is dear.
+_SHORT = {
+    "heterogeneous_recall_at_1": "R@1",
+    "recall_at_1_lost": "lost",
+    "latency_p50": "p50",
+    "size": "size",
 }
 _SIGNS: dict[Change, str] = {"worse": "▼", "better": "▲", "same": "=", "undecided": "?"}
 _WORDS: dict[Change, str] = {
@@ -67,11 +77,12 @@ def page(stories: Sequence[Story]) -> str:
 def sentence(stories: Sequence[Story]) -> str:
     """What the last runs say, in one sentence."""
     worse = [(s, line, r) for s in stories for line, r in _newest(s) if r.change == "worse"]
+    worse.sort(key=lambda x: x[2].was is None)  # numbers say more than outcomes
     runs = words.count(sum(len(s.runs) for s in stories), "run")
     if worse:
-        _, line, first = worse[0]
-        more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
-        return f"Over {runs}, the last is worse than before: {_place(line)}: {said(first)}{more}."
+        s, line, first = worse[0]
+        more = f"; {len(worse) - 1} more below" if len(worse) > 1 else ""
+        return f"Over {runs}, the last is worse than before: {_name(s, line)}: {said(first)}{more}."
     if exit_code(stories) == 3:
         if not any(s.newest for s in stories):
             return f"Over {runs}, nothing can be compared yet: a subject needs two."
@@ -148,21 +159,18 @@ def show(stories: Sequence[Story], console: Console) -> None:
     for s in stories:
         out = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(words.one_line(s.subject)))
         out.add_column("File", overflow="fold")
-        out.add_column("Run", justify="right", no_wrap=True)
+        out.add_column("run", justify="right", no_wrap=True)
         for name in FOLLOWED:
-            out.add_column(_HEADS[name], justify="right", overflow="fold")
+            out.add_column(_SHORT[name], justify="right", no_wrap=True)
         for line in s.lines:
-            for p in line.points[-5:]:
-                first = _place(line) if p is line.points[-5:][0] else ""
-                row = [_cell(p, name) for name in FOLLOWED]
-                out.add_row(
-                    Text(first),
-                    str(p.number),
-                    *(Text(f"{text} {_SIGNS[c] if c != 'same' else ''}".rstrip(), style=_COLOURS[c])
-                      for text, c in row),
-                )  # fmt: skip
+            for at, p in enumerate(line.points[-SHOWN:]):
+                cells = [
+                    Text(f"{text} {_SIGNS[x] if x != 'same' else ''}".rstrip(), style=_COLOURS[x])
+                    for text, x in (_cell(p, name) for name in FOLLOWED)
+                ]
+                out.add_row(Text("" if at else _name(s, line)), str(p.number), *cells)
         console.print(out)
-        for change, text in _remarks(s):
+        for change, text in _grouped(s):
             console.print(Text(f"{_SIGNS[change]} {text}", style=_COLOURS[change]), highlight=False)
     console.print(Text(sentence(stories)))
 
@@ -195,6 +203,29 @@ def _remarks(s: Story) -> list[tuple[Change, str]]:
     return sorted((x for x in found if x[0] != "same"), key=lambda x: order[x[0]])
 
 
+def _grouped(s: Story) -> list[tuple[Change, str]]:
+    """The same, one for each file and change, for people."""
+    order: tuple[Change, ...] = ("worse", "undecided", "better")
+    out: list[tuple[Change, str]] = []
+    for change in order:
+        for line in s.lines:
+            found = [said(r) for x, r in _newest(s) if x is line and r.change == change]
+            if found:
+                out.append((change, f"{_WORDS[change]}: {_name(s, line)}: {'; '.join(found)}"))
+        if change == "undecided":
+            out += [
+                (change, f"missing: {words.one_line(words.place(*x))}: not in the last run")
+                for x in s.gone
+            ]
+    return out
+
+
+def _name(s: Story, line: Line) -> str:
+    """What calls a file; the only device there is goes unsaid."""
+    alone = len({x.device for x in s.lines}) == 1
+    return words.one_line(words.place("" if alone else line.device, line.format, line.precision))
+
+
 def _newest(s: Story) -> list[tuple[Line, Remark]]:
     last = len(s.runs)
     return [(x, r) for x in s.lines for p in x.points if p.number == last for r in p.remarks]
@@ -214,12 +245,11 @@ def _cell(p: Point, name: str) -> tuple[str, Change]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A file in a run: its cells are text, interval, sign with word, tone."""
+    """A file in a run; a cell is text, interval, sign with words, tone; the first the outcome."""
 
     number: int
     outcome: str
     cells: list[tuple[str, str, str, str]]
-    remarks: list[tuple[str, str]]
 
 
 def _shown(number: int, s: Story) -> dict[str, Any]:
@@ -228,26 +258,31 @@ def _shown(number: int, s: Story) -> dict[str, Any]:
         "subject": s.subject,
         "tone": _TONES[s.change],
         "change": _WORDS[s.change],
-        "remarks": [(_TONES[change], text) for change, text in _remarks(s)],
+        "device": s.lines[0].device if len({x.device for x in s.lines}) == 1 else "",
+        "remarks": [(_TONES[change], text) for change, text in _grouped(s)],
         "runs": [
             (n, r.name, r.at.replace("T", " ").removesuffix("+00:00"), r.dated, r.link,
              r.report.verdict)
             for n, r in enumerate(s.runs, 1)
         ],
-        "files": [(_place(x), [_row(p) for p in reversed(x.points)]) for x in s.lines],
+        "files": [(_name(s, x), [_row(p) for p in reversed(x.points)]) for x in s.lines],
         "plots": plots(s, number),
     }  # fmt: skip
 
 
 def _row(p: Point) -> _Row:
     cells = []
-    for name in FOLLOWED:
+    for name in ("outcome", *FOLLOWED):
         text, change = _cell(p, name)
         m = p.measured.get(name)
-        mark = f"{_SIGNS[change]} {_WORDS[change]}" if change != "same" else ""
+        marks = [
+            f"{_SIGNS[change]} {_WORDS[change]} since run {x.against}"
+            for x in p.remarks
+            if (x.name, x.change) == (name, change) and change != "same"
+        ]
+        mark = marks[0] if marks else ""
         cells.append((text, words.interval(m) if m else "", mark, _TONES[change]))
-    remarks = [(_TONES[x.change], said(x)) for x in p.remarks if x.change != "same"]
-    return _Row(p.number, p.outcome, cells, remarks)
+    return _Row(p.number, p.outcome, cells)
 
 
 def plots(s: Story, number: int = 1) -> list[Plot]:
@@ -269,20 +304,22 @@ def _plot(s: Story, name: str, number: int) -> Plot | None:
     unit = ""
     for at, (line, points) in enumerate(rows):
         colour, dashes = draw.line_style(at)
-        numbers = [p.number for p in points]
+        # Lines of equal numbers lie beside each other.
+        aside = (at - (len(rows) - 1) / 2) * min(0.05, 0.3 / len(rows))
+        numbers = [p.number + aside for p in points]
         measured = [p.measured[name] for p in points]
         unit = words.unit(measured[-1])
         scale = 100 if unit in ("%", "points") else 1
         values = [scale * m.value for m in measured]
         axes.plot(
-            numbers, values, dashes, color=colour, marker="o", markersize=4, label=_place(line)
+            numbers, values, dashes, color=colour, marker="o", markersize=4, label=_name(s, line)
         )
         for n, m in zip(numbers, measured, strict=True):
             if m.ci is not None:
                 axes.plot([n, n], [scale * end for end in m.ci], color=colour, linewidth=1.2)
         bad = [
-            (p.number, v)
-            for p, v in zip(points, values, strict=True)
+            (n, v)
+            for n, p, v in zip(numbers, points, values, strict=True)
             if any(x.name == name for x in p.worse)
         ]
         axes.plot(
@@ -295,11 +332,11 @@ def _plot(s: Story, name: str, number: int) -> Plot | None:
     axes.set_ylabel(unit, color=draw.MUTED)
     draw.legend(axes)
     described = "; ".join(
-        f"{_place(x)} {words.number(p[0].measured[name])} to {words.number(p[-1].measured[name])}"
+        f"{_name(s, x)} {words.number(p[0].measured[name])} to {words.number(p[-1].measured[name])}"
         for x, p in rows
     )
     return Plot(
-        _HEADS[name] + (" to PyTorch" if name == "lost" else ""),
+        _HEADS[name],
         "Upright bars are 95 % intervals; a cross marks a regression.",
         draw.inline_svg(figure, f"time{number}{name}", f"{_HEADS[name]} over runs: {described}."),
     )

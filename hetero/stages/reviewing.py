@@ -23,7 +23,7 @@ def review(folders: Sequence[Path], output: Path, *, reporter: Reporter) -> tupl
     """What became of every file over the runs in these folders; history.html and history.json.
 
     Args:
-        folders: Each with a report.json, or with such folders in it.
+        folders: At least one; each with a report.json, or with such folders in it.
         output: Folder for results.
         reporter: Is told what was passed over.
 
@@ -34,8 +34,9 @@ def review(folders: Sequence[Path], output: Path, *, reporter: Reporter) -> tupl
     """
     from hetero.render import timeline as rendering
 
-    found = {path.resolve(): path for x in folders for path in _reports(x, reporter)}
-    runs = tuple(_run(path, output) for path in found.values())
+    found = dict.fromkeys(path.resolve() for x in folders for path in _reports(x, reporter))
+    above = Path(os.path.commonpath([path.parent.parent for path in found]))
+    runs = tuple(_run(path, output.resolve(), above) for path in found)
     told = timeline.stories(runs)
     page = rendering.page(told)
     make_folder(output)
@@ -64,14 +65,21 @@ def _reports(folder: Path, reporter: Reporter) -> Iterator[Path]:
         )
 
 
-def _run(path: Path, output: Path) -> Run:
+def _run(path: Path, output: Path, above: Path) -> Run:
+    """The run of a report.json, called by its folder as seen from `above`."""
     report = Report.load(path)
     at = report.facts.get("measured", "")
     dated = _utc(at) is not None
     when = _utc(at) or datetime.fromtimestamp(path.stat().st_mtime, UTC)
     page = path.with_name("report.html")
     link = quote(Path(os.path.relpath(page, output)).as_posix()) if page.is_file() else ""
-    return Run(path.parent.as_posix(), when.isoformat(timespec="seconds"), report, link, dated)
+    return Run(
+        path.parent.relative_to(above).as_posix(),
+        when.isoformat(timespec="seconds"),
+        report,
+        link,
+        dated,
+    )
 
 
 def _utc(text: str) -> datetime | None:
