@@ -31,7 +31,7 @@ _HEADS = {
 #: In a terminal, where room is dear.
 _SHORT = {
     "heterogeneous_recall_at_1": "R@1",
-    "recall_at_1_lost": "lost",
+    "recall_at_1_lost": "lost\npoints",
     "latency_p50": "p50",
     "size": "size",
 }
@@ -81,7 +81,7 @@ def sentence(stories: Sequence[Story]) -> str:
     runs = words.count(sum(len(s.runs) for s in stories), "run")
     if worse:
         s, line, first = worse[0]
-        more = f"; {len(worse) - 1} more below" if len(worse) > 1 else ""
+        more = f"; {len(worse) - 1} more" if len(worse) > 1 else ""
         return f"Over {runs}, the last is worse than before: {_name(s, line)}: {said(first)}{more}."
     if exit_code(stories) == 3:
         if not any(s.newest for s in stories):
@@ -164,10 +164,11 @@ def show(stories: Sequence[Story], console: Console) -> None:
             out.add_column(_SHORT[name], justify="right", no_wrap=True)
         for line in s.lines:
             for at, p in enumerate(line.points[-SHOWN:]):
-                cells = [
-                    Text(f"{text} {_SIGNS[x] if x != 'same' else ''}".rstrip(), style=_COLOURS[x])
-                    for text, x in (_cell(p, name) for name in FOLLOWED)
-                ]
+                cells = []
+                for text, change in (_cell(p, name) for name in FOLLOWED):
+                    sign = "" if change == "same" else f" {_SIGNS[change]}"
+                    short = text.removesuffix(" points")  # which the heading says
+                    cells.append(Text(f"{short}{sign}", style=_COLOURS[change]))
                 out.add_row(Text("" if at else _name(s, line)), str(p.number), *cells)
         console.print(out)
         for change, text in _grouped(s):
