@@ -133,7 +133,16 @@ class Plane:
             return cls._from_json(raw)
         except BundleError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, DataError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            DataError,
+        ) as error:
             raise BundleError(f"{path}: cannot be read as a plane ({error!r})") from error
 
     @classmethod

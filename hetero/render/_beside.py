@@ -54,7 +54,15 @@ def diagnosis(folder: Path, report: Report) -> Mapping[str, Any] | None:
                 return dict(found)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             if path.is_relative_to(folder):
                 raise BundleError(f"{path}: cannot be read as a diagnosis ({error!r})") from error
     return None
