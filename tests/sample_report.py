@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from hetero.cells import Cell, Pair
+from hetero.plane import Asked, Plane, Spot
 from hetero.report import Limit, Measurement, NotRun, Report
 
 DEVICE = "local:threads=2"
@@ -91,6 +93,9 @@ def unjudged(device: str = DEVICE, broken: bool = False, **fields: object) -> Re
             add("peak_memory", 71.3, "MiB", *at)
             key = "|".join(at)
             series[f"latency_ms|{key}"] = (3 * np.exp(rng.normal(0, 0.1, 200))).tolist()
+            minutes = np.arange(30)
+            series[f"sustained_s|{key}"] = (60 * minutes + 30.0).tolist()
+            series[f"sustained_ms|{key}"] = (3 + 2 * (1 - np.exp(-minutes / 9))).tolist()
             series[f"cosine|{key}"] = (1 - (1 - worst) * rng.random(200)).tolist()
     parts: dict[str, object] = {
         "subject": "mobilenet in the space of resnet",
@@ -105,6 +110,68 @@ def unjudged(device: str = DEVICE, broken: bool = False, **fields: object) -> Re
         "series": series,
     }
     return Report(**(parts | fields))  # type: ignore[arg-type]
+
+
+def plane(device: str = DEVICE) -> Plane:
+    """Ten classes on a plane, in a ring; of the first one, one query went astray."""
+    labels = tuple(f"class of pictures {at}" for at in range(10))
+    rng = np.random.default_rng(1)
+
+    def near(at: float) -> tuple[float, float]:
+        x, y = np.array([np.cos(at), 0.8 * np.sin(at)]) + rng.normal(0, 0.12, 2)
+        return float(x), float(y)
+
+    def spots(kind: str, count: int) -> list[Spot]:
+        return [
+            Spot(f"{kind}/{label}/{n}", label, *near(2 * np.pi * at / 10))
+            for at, label in enumerate(labels)
+            for n in range(count)
+        ]
+
+    asked = [Asked(s, replace(s, x=s.x + 0.01), True, True) for s in spots("query", 4)]
+    astray = asked[0].before
+    asked[0] = Asked(astray, replace(astray, x=-0.2, y=0.4), True, False)
+    shares = (0.31, 0.17)
+    gallery = tuple(spots("gallery", 8))
+    return Plane(device, "tflite", "int8", shares, labels, gallery, tuple(asked))
+
+
+def diagnosis(model: str = "mobilenet, weights 777777777777") -> dict[str, object]:
+    """What `hetero diagnose` writes, of an app that mixes up two colours."""
+    return {
+        "schema": "hetero.diagnosis/1",
+        "stage": "colours",
+        "verdict": "fault",
+        "faults": [
+            {
+                "stage": "colours",
+                "cause": "blue and red are exchanged",
+                "evidence": ["with blue and red exchanged the reference gives the device's vector"],
+                "fix": "read pictures as RGB",
+                "explained": 0.99,
+            }
+        ],
+        "losses": [
+            {"stage": "colours", "cosine_lost": 0.21, "recall_lost": 0.125, "how": "swapped in"},
+            {"stage": "model", "cosine_lost": 0.001, "recall_lost": 0.0, "how": "the rest"},
+        ],
+        "cosine_lost": 0.211,
+        "recall_lost": 0.125,
+        "recall": 0.7,
+        "suspects": [],
+        "notes": ["32 canaries"],
+        "worst": "a.png",
+        "smallest": "a.png",
+        "layer": None,
+        "facts": {
+            "command": "hetero diagnose runs/query --gallery runs/gallery --trace app",
+            "model": model,
+            "space": "s" * 12,
+            "file": "tflite:int8",
+            "device": "trace app",
+            "canaries": 32,
+        },
+    }
 
 
 #: Devices as a fleet has them, with names as long as addresses are.
@@ -144,3 +211,18 @@ def passing() -> Report:
 def failing() -> Report:
     """A full report in which the int8 files fail."""
     return unjudged(broken=True).judged_by(LIMITS)
+
+
+def runs_over_time(folder: Path) -> None:
+    """Three stored runs of one subject, the folders 1 to 3; in the last one int8 is broken."""
+    for number, made in enumerate((passing(), passing(), failing()), 1):
+        facts = {
+            **made.facts,
+            "measured": f"2026-02-0{number}T10:00:00+00:00",
+            "data": "emoji",
+            "queries": "1532",
+        }
+        at = folder / str(number)
+        at.mkdir(parents=True)
+        replace(made, facts=facts).save(at / "report.json")
+        (at / "report.html").write_text("<!DOCTYPE html><title>a report</title>")

@@ -259,6 +259,20 @@ def test_a_device_that_slows_down_shows_it():
     assert [m.value for m in rows] == pytest.approx([1e-4, 1.5e-4, 1.5])
 
 
+def test_the_curve_of_a_sustained_run_is_the_median_of_each_stretch_of_time():
+    latency_ns = np.array([1e6] * 50 + [2e6] * 50).astype(np.int64)
+    # The second half of the runs takes three times as long as the first.
+    marks = ((10.0, 0), (35.0, 50), (110.0, 100))
+    found = benching.pace(latency_ns, marks, parts=4)
+    assert found["sustained_s"] == [12.5, 37.5, 62.5, 87.5]
+    assert found["sustained_ms"] == [1.0, 2.0, 2.0, 2.0]
+    assert benching.pace(latency_ns, ()) == {}
+    assert benching.pace(latency_ns[:99], marks) == {}
+    # Fewer runs than parts: a stretch without a run is left out, not made up.
+    few = benching.pace(latency_ns[:2], ((0.0, 0), (100.0, 2)), parts=10)
+    assert few["sustained_ms"] == [1.0, 1.0]
+
+
 def test_a_sustained_plan_counts_running_time_only():
     plan = BenchOptions(sustained_min=10, duty=0.25).plan()
     assert (plan.min_s, plan.duty) == (150, 0.25)

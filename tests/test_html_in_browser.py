@@ -11,11 +11,14 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from sample_report import failing, fleet, passing
+from sample_report import diagnosis, failing, fleet, passing, plane, runs_over_time
 from test_render import evil
 
+from hetero import timeline
 from hetero.render import _verdict, html
+from hetero.render import timeline as timelines
 from hetero.report import Report
+from hetero.stages import reviewing
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -101,7 +104,7 @@ def test_the_check_itself_sees_requests_and_console_errors(tmp_path):
 @pytest.mark.parametrize("make", [passing, failing, fleet, evil])
 def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp_path):
     made: Report = make()
-    text = html.render(made)
+    text = html.render(made, plane(), diagnosis() if make is evil else None)
     # Once with its content security policy, and once without, so that it is not the policy alone.
     for folder, page in (("with", text), ("without", without_policy(text))):
         (tmp_path / folder).mkdir()
@@ -113,24 +116,43 @@ def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp
         assert " ".join(_verdict.sentence(made).split()) in " ".join(words.split())
 
 
-@pytest.mark.parametrize(
-    ("width", "make"), [(390, failing), (1280, failing), (390, fleet), (820, fleet), (1400, fleet)]
-)
-def test_the_page_does_not_scroll_sideways(width, make, tmp_path):
-    # Headless windows have a least width, so the page is put into a frame as wide as a phone.
+def history(folder: Path) -> str:
+    runs_over_time(folder)
+    found = [reviewing._run(folder / n / "report.json", folder, folder) for n in ("1", "2", "3")]
+    return timelines.page(timeline.stories(found))
+
+
+def test_the_page_of_runs_over_time_asks_for_nothing_and_has_no_errors(tmp_path):
+    seen = visit(history(tmp_path / "runs"), tmp_path)
+    assert seen.console == []
+    assert seen.requests == []
+    assert "▼ regression" in seen.dom
+
+
+WIDTHS = (360, 768, 820, 1280)
+
+
+@pytest.mark.parametrize("make", [failing, fleet, history])
+def test_the_page_does_not_scroll_sideways(make, tmp_path):
+    # Headless windows have a least width, so the page is put into frames as wide as what it is
+    # read on, all of them at once.
     probe = (
         "<script>addEventListener('load', () => parent.postMessage("
         "[innerWidth, document.documentElement.scrollWidth], '*'))</script>"
     )
-    inner = without_policy(html.render(make())).replace("</body>", f"{probe}</body>")
+    if make is history:
+        page = history(tmp_path / "runs")
+    else:
+        page = html.render(make(), plane(), diagnosis() if make is failing else None)
+    inner = without_policy(page).replace("</body>", f"{probe}</body>")
     (tmp_path / "inner.html").write_text(inner, encoding="utf-8")
     outer = (
-        "<script>addEventListener('message', e => document.title = 'measured ' + e.data)</script>"
+        "<script>addEventListener('message', e => document.title += ` [${e.data}]`)</script>"
+    ) + "".join(
         f"<iframe src='inner.html' style='border:0;width:{width}px;height:900px'></iframe>"
+        for width in WIDTHS
     )
     seen = visit(outer, tmp_path, width=1400)
-    match = re.search(r"measured (\d+),(\d+)", seen.dom)
-    assert match is not None, seen.dom[:500]
-    shown, needed = map(int, match.groups())
-    assert shown == width
-    assert needed <= shown
+    found = {int(a): int(b) for a, b in re.findall(r"\[(\d+),(\d+)\]", seen.dom)}
+    assert set(found) == set(WIDTHS), seen.dom[:500]
+    assert all(needed <= shown for shown, needed in found.items()), found

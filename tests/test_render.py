@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -282,11 +283,13 @@ def test_every_picture_has_words_and_every_table_has_headings(rendered):
 def test_plots_use_the_colours_and_the_font_of_the_page():
     text = html.render(passing())
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     for drawing in drawings:
         assert "var(--" in drawing
         assert "font-family" not in drawing
-        assert not re.search(r"#(?!000000\b)[0-9a-f]{6}\b", re.sub(r'href="#[^"]*"', "", drawing))
+        found = re.findall(r"#[0-9a-f]{6}\b", re.sub(r'href="#[^"]*"', "", drawing))
+        # The colours of lines are made for both themes: see the test of what stands out.
+        assert set(found) <= {"#000000", *_drawing.COLOURS}
     assert "71.2 %" in drawings[0]
     assert sum(len(x) for x in drawings) < 120_000
 
@@ -329,9 +332,12 @@ def luminance(colour: str) -> float:
     return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+STYLE = Path(html.__file__).with_name("style.css.jinja")
+
+
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_stands_out_from_what_it_stands_on(theme):
-    blocks = re.findall(r":root \{(.*?)\}", html.TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.DOTALL)
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[theme]))
     pairs = [(x, "card") for x in ("ink", "muted", "accent", "pass", "fail", "inconclusive")]
     pairs += [("ink", "page"), ("muted", "page")]
@@ -341,6 +347,10 @@ def test_text_stands_out_from_what_it_stands_on(theme):
         light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
         # WCAG 2.1, level AA for normal text.
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+    for line in _drawing.COLOURS:
+        light, dark = sorted((luminance(line), luminance(colours["card"])), reverse=True)
+        # Of what is drawn, 3:1 is asked.
+        assert (light + 0.05) / (dark + 0.05) >= 3, line
 
 
 # --- JUnit
@@ -673,3 +683,16 @@ def test_a_file_that_only_a_reference_interpreter_executed_is_not_counted_as_exe
     said = _verdict.sentence(report.judged_by([Limit("heterogeneous_recall_at_1", at_least=0.1)]))
     assert "1 file executed, 1 file executed by a reference interpreter only" in said
     assert "1 file not executed by their own runtime (Core ML)" in said
+
+
+def test_headings_go_down_by_one_and_every_section_is_in_the_list(rendered):
+    page = Page(rendered[1])
+    levels = [int(name[1]) for name, _ in page.elements if name in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    links = [str(a["href"]) for a in page.all("a")]
+    assert {x.removeprefix("#") for x in links} <= ids
+    titled = {a["id"] for name, a in page.elements if name == "h2"}
+    assert {x.removeprefix("#") for x in links} == titled | {"content"}

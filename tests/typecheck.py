@@ -11,8 +11,8 @@ from beartype import BeartypeConf, FrozenDict, beartype
 #: type; a checker before them would hide that.
 SELF_CHECKING = {
     ("hetero.preprocess", "Preprocess.__init__"),
-    ("hetero.report", "Limit.__init__"),
-    ("hetero.report", "Measurement.__init__"),
+    ("hetero.measurement", "Limit.__init__"),
+    ("hetero.measurement", "Measurement.__init__"),
 }
 
 _check = beartype(

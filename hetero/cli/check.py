@@ -1,4 +1,4 @@
-"""Checking exported files on devices, and the reports of it."""
+"""Checking exported files on devices."""
 
 from __future__ import annotations
 
@@ -86,15 +86,3 @@ def check(
         reporter=reporter(quiet),
     )
     finish(report, output, json_, quiet)
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder with a report.json.")],
-    limits: Limits = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write a stored report again, judged by other limits if you like; nothing is run."""
-    from hetero.stages import checking
-
-    finish(checking.judge_again(folder, limits), folder, json_, quiet)

@@ -17,23 +17,28 @@ def write_all(report: Report, folder: Path) -> None:
     The JSON comes first and needs no library, so the numbers are on disk whatever happens next;
     the others are all made before any of them is written.
 
+    What lies beside them goes onto the page: `plane.json`, and the `diagnosis.json` of the same
+    query model, in the folder itself or in one called `diagnose` in it or next to it.
+
     Args:
         report: Judged or not.
         folder: Made if it is not there; files of these names in it are replaced.
 
     Raises:
         MissingExtraError: A library of the extra "report" is not installed.
+        BundleError: What lies beside it cannot be read.
         ConfigError: An example holds something else than an embedded picture, or the folder cannot
             be written to.
         StorageError: The disk is full or failed.
     """
-    from hetero.render import html, junit, markdown
+    from hetero.render import _beside, html, junit, markdown
 
     report.save(folder / "report.json")
+    plane, diagnosis = _beside.plane(folder), _beside.diagnosis(folder, report)
     made = {
         "report.md": markdown.render(report),
         "junit.xml": junit.render(report),
-        "report.html": html.render(report),
+        "report.html": html.render(report, plane, diagnosis),
     }
     for name, text in made.items():
         write_atomically(folder / name, text)

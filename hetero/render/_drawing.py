@@ -23,11 +23,23 @@ if TYPE_CHECKING:
 
 #: Colours that no plot shows: each is replaced by the page's variable of that name.
 INK, MUTED, GRID, ACCENT, FAIL = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", FAIL: "fail"}
+CARD = "#060606"
+_VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", FAIL: "fail", CARD: "card",
+}  # fmt: skip
+
+#: For classes and lines: at least 3:1 against the card, light and dark alike.
+COLOURS = (
+    "#3b7dd8", "#c8641b", "#2c9658", "#d6455d", "#8e6bd1", "#a0734a", "#d1549f", "#1c8f99",
+    "#84871d", "#7c8794",
+)  # fmt: skip
+
+_DASHES = ("-", "--", ":", "-.")
 
 _WIDTH_INCH = 5.0
 _LONGEST = 34
 _LONGEST_LINE = 22
+_LONGEST_NAME = 60
 _BETWEEN_PX = 6.0
 STYLE = {
     "svg.fonttype": "none",
@@ -65,6 +77,36 @@ def canvas(labels: Sequence[str]) -> tuple[Figure, Axes]:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def chart(lines: int) -> tuple[Figure, Axes]:
+    """An empty figure for so many lines over time, with room for their names below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH_INCH, 2.4 + 0.2 * lines), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", colors=MUTED)
+    return figure, axes
+
+
+def line_style(at: int) -> tuple[str, str]:
+    """Colour and dashes of a chart's line of this number; no two of the first forty are alike."""
+    return COLOURS[at % len(COLOURS)], _DASHES[at // len(COLOURS) % len(_DASHES)]
+
+
+def legend(axes: Axes) -> None:
+    """Names of the lines below the chart, one a row."""
+    handles, labels = axes.get_legend_handles_labels()
+    shown = [x if len(x) <= _LONGEST_NAME else f"{x[: _LONGEST_NAME - 1]}…" for x in labels]
+    axes.figure.legend(
+        handles, shown, loc="outside lower left", frameon=False, fontsize="small", borderaxespad=0
+    )
 
 
 def _in_lines(label: str) -> str:

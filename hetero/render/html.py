@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hetero.errors import ConfigError, require
-from hetero.render import _agreement, _verdict, _view, _words, plots
+from hetero.errors import ConfigError
+from hetero.render import _agreement, _plane, _verdict, _view, _words, plots
+from hetero.render._beside import diagnosed as _diagnosed
+from hetero.render._page import page
 from hetero.report import Measurement, Report
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+if TYPE_CHECKING:
+    from hetero.plane import Plane
 
 Namer = Callable[[str, str, str], str]
 
 _EMBEDDED = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
-def render(report: Report) -> str:
+def render(
+    report: Report, plane: Plane | None = None, diagnosis: Mapping[str, Any] | None = None
+) -> str:
     """The report as a page; every string that came from outside is escaped.
+
+    Args:
+        report: Judged or not.
+        plane: Query and gallery vectors to be drawn.
+        diagnosis: What `hetero diagnose` wrote about the same query model.
 
     Raises:
         MissingExtraError: Jinja or matplotlib is not installed.
         ConfigError: An example holds something else than an embedded picture.
     """
-    jinja = require("jinja2", "report")
-    environment = jinja.Environment(
-        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"unbroken": _unbroken, "clean": _clean, "named": _named}
     name = _view.namer(report)
-    page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return page(
+        "report.html.jinja",
         report=report,
         sentence=_verdict.sentence(report),
         tiles=_tiles(report),
@@ -50,25 +56,10 @@ def render(report: Report) -> str:
         details=[
             (name(*x.place), [_detail(m) for m in _at(report, x)]) for x in _view.subjects(report)
         ],
+        plane=plane and _plane.drawn(plane, name),
+        diagnosis=diagnosis and _diagnosed(diagnosis),
+        suspect=_suspect(report),
     )
-    return page
-
-
-def _clean(text: object) -> str:
-    return _words.clean(str(text))
-
-
-def _named(text: object) -> str:
-    """The escaped name of a file or device, which may go on a new line behind its punctuation."""
-    from markupsafe import Markup, escape
-
-    # What escaping writes, "&lt;", has none of these signs in it.
-    return Markup(re.sub(r"([:,@/])(?=\w)", r"\1<wbr>", str(escape(_clean(text)))))
-
-
-def _unbroken(text: str) -> str:
-    """The text with numbers kept on one line with their units."""
-    return re.sub(r"(?<=\d) (?=(%|points|ms|MiB|of)\b|%)", "\u00a0", text)
 
 
 @dataclass(frozen=True)
@@ -204,6 +195,16 @@ def _baselines(report: Report) -> list[tuple[str, str, tuple[str, str, str]]]:
     found = [(t, x, _pair(report, f"{key}_recall_at_1", f"{key}_map")) for key, t, x in rows]
     present = [(t, x, pair) for t, x, pair in found if pair is not None]
     return present if any(title != "This query model" for title, _, _ in present) else []
+
+
+def _suspect(report: Report) -> str:
+    """The file to diagnose, as `hetero diagnose` wants it named: "tflite:int8"; "" for none."""
+    moved = [
+        (m.value, f"{x.place[1]}:{x.place[2]}")
+        for x in _view.files(report)
+        if (m := x.get("cosine_worst")) is not None and math.isfinite(m.value)
+    ]
+    return min(moved)[1] if moved else ""
 
 
 def _at(report: Report, subject: _view.Subject) -> list[Measurement]:

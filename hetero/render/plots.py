@@ -46,6 +46,7 @@ def plots(report: Report) -> tuple[Plot, ...]:
             _lost(report),
             _ratio(report),
             _latency(report),
+            _sustained(report),
             _cosine(report),
         )
     return tuple(x for x in made if x is not None)
@@ -204,6 +205,30 @@ def _latency(report: Report) -> Plot | None:
         "Every warm run. Box: the middle half; thick line: the median; whiskers: 1st to 99th "
         "percentile.",
         draw.inline_svg(figure, "latency", f"Median latency: {described}."),
+    )
+
+
+def _sustained(report: Report) -> Plot | None:
+    """Latency over the minutes of a sustained run, each file a line."""
+    times, lines = _series(report, "sustained_s"), _series(report, "sustained_ms")
+    rows = {k: (times[k], v) for k, v in lines.items() if len(times.get(k, ())) == len(v) > 1}
+    if not rows:
+        return None
+    figure, axes = draw.chart(len(rows))
+    for at, (name, (seconds, values)) in enumerate(rows.items()):
+        colour, dashes = draw.line_style(at)
+        minutes = [x / 60 for x in seconds]
+        axes.plot(minutes, values, dashes, color=colour, marker=".", markersize=4, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("minutes of uninterrupted work")
+    axes.set_ylabel("ms, median", color=draw.MUTED)
+    draw.legend(axes)
+    described = ", ".join(f"{k} {v[0]:.3g} to {v[-1]:.3g} ms" for k, (_, v) in rows.items())
+    return Plot(
+        "How latency holds up",
+        "The median of each short stretch of a sustained run. A line that climbs is a device that "
+        "grows warm and slows down.",
+        draw.inline_svg(figure, "sustained", f"Latency at first and at last: {described}."),
     )
 
 

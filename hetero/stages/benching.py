@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hetero.devices import Plan, RunResult
 
 MINUTE_S = 60.0
+#: Points of the curve of a sustained run.
+PARTS = 60
 #: Runs of a profile: each is recorded operator by operator, and one is like another.
 PROFILED_RUNS = 100
 #: Side of the picture whose decoding and resizing is timed: a phone's camera, scaled by its app.
@@ -116,6 +119,7 @@ def bench(
     measured: list[Measurement] = [preprocessing(bundle)]
     facts = {
         "command": asked.command,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": f"{bundle.manifest.model.backbone}, weights {bundle.digest[:12]}",
     }
     series: dict[str, list[float]] = {}
@@ -140,6 +144,8 @@ def bench(
             measured += performance(place, item, result)
             if options.sustained_min:
                 measured += sustained(place, result)
+                for name, values in pace(result.latency_ns, result.marks).items():
+                    series[f"{name}|{device.name}|{item.kind}|{item.precision}"] = values
             if options.accelerator:
                 measured.append(fallen_back(place, result, options))
                 facts[f"placement of {title}"] = placement(result)
@@ -257,6 +263,33 @@ def minutes(
     if not (begin < until and since < end <= len(latency_ns)):
         return None
     return latency_ns[begin:until], latency_ns[since:end]
+
+
+def pace(
+    latency_ns: np.ndarray, marks: tuple[tuple[float, int], ...], parts: int = PARTS
+) -> dict[str, list[float]]:
+    """The course of a sustained run, in parts of equal time, as series of a report.
+
+    Args:
+        latency_ns: Every measured run, in order.
+        marks: Seconds and runs until then: see `hetero.devices.RunResult`.
+        parts: At most this many; parts without a run are left out.
+
+    Returns:
+        "sustained_s", the middle of each part since the first run, and "sustained_ms", the median
+        of its runs; empty where the marks do not tell.
+    """
+    if len(marks) < 2 or marks[-1][0] <= marks[0][0] or marks[-1][1] > len(latency_ns):
+        return {}
+    seconds, runs = (np.array(x, dtype=np.float64) for x in zip(*marks, strict=True))
+    edges = np.linspace(seconds[0], seconds[-1], parts + 1)
+    at = np.interp(edges, seconds, runs).astype(int)
+    middles, medians = [], []
+    for begin, end, a, b in zip(edges, edges[1:], at, at[1:], strict=False):
+        if b > a:
+            middles.append(round(float((begin + end) / 2 - seconds[0]), 3))
+            medians.append(float(np.median(latency_ns[a:b])) / 1e6)
+    return {"sustained_s": middles, "sustained_ms": medians}
 
 
 def placement(result: RunResult) -> str:

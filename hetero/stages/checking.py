@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hetero import check as measuring
+from hetero import plane
 from hetero._files import make_folder
 from hetero.bundle import Bundle
 from hetero.check import Place, Reference
@@ -41,8 +43,9 @@ def check(
 ) -> Report:
     """The report of a query bundle's exported files, run on devices and searched in the gallery.
 
-    Everything raw goes to `output` before it is judged: embeddings/*.safetensors and the run
-    folders with every latency. Then report.json, report.md, report.html and junit.xml.
+    Everything raw goes to `output` before it is judged: embeddings/*.safetensors, the run folders
+    with every latency, and the map of vectors, plane.json. Then report.json, report.md, report.html
+    and junit.xml.
 
     Args:
         query: With exported files.
@@ -100,7 +103,10 @@ def check(
                 worst = (harm, run, held)
             bar.advance(1)
     if worst is not None:
-        shown = measuring.examples(worst[2], worst[1].place, worst[1].vectors, pictures)
+        _, run, held = worst
+        shown = measuring.examples(held, run.place, run.vectors, pictures)
+        if (found_plane := plane.lay(held, run.place, run.vectors)) is not None:
+            found_plane.save(output / plane.FILE)
     report = Report(
         subject=f"{query.manifest.model.backbone} ({query.manifest.recipe.get('method', '')}) "
         f"searching the index of {gallery.manifest.model.backbone} on {images.name}",
@@ -213,6 +219,7 @@ def _facts(
 ) -> dict[str, str]:
     facts = {
         "command": options.command,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "space": gallery.space.id,
         "gallery model": f"{gallery.manifest.model.backbone}, weights {gallery.digest[:12]}",
         "query model": f"{query.manifest.model.backbone}, weights {query.digest[:12]}",
@@ -244,7 +251,7 @@ def _facts(
     for run in runs:
         p = run.place
         facts[f"{p.format} {p.precision} on {p.device}"] = (
-            f"SHA-256 {run.file.sha256[:12]}, "
+            f"SHA-256 {run.file.sha256}, "
             + ", ".join(
                 f"{k} {run.facts[k]}"
                 for k in ("runtime", "runtime_version", "execution", "queries", "threads", "cpu")
