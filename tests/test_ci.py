@@ -16,9 +16,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 from sample_report import DEVICE, failing, passing, unjudged
 
 from hetero import cli
+from hetero.cli._helpers import finish
 from hetero.render import github, markdown
 from hetero.report import Limit, Measurement, NotRun, Report
 
@@ -141,40 +143,26 @@ def test_what_other_commands_of_the_step_wrote_stays_and_counts(tmp_path: Path) 
     github.tell(failing(), Path("x"), {})
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    failing().save(tmp_path / "run" / "report.json")
-    return tmp_path / "run"
-
-
 @pytest.mark.parametrize(
-    ("words", "actions", "told"),
-    [
-        ((), "true", True),
-        ((), "", False),
-        (("--github",), "", True),
-        (("--no-github",), "true", False),
-    ],
+    ("asked", "actions", "told"),
+    [(None, "true", True), (None, "", False), (True, "", True), (False, "true", False)],
 )
 def test_a_command_tells_github_where_it_runs_there_or_is_asked(
-    words: tuple[str, ...],
+    asked: bool | None,
     actions: str,
     told: bool,
-    stored: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("jinja2", "matplotlib", "junitparser"):
-        pytest.importorskip(name, reason="reports need the extra 'report'")
-    summary = stored / "summary.md"
+    summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", actions)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     monkeypatch.delenv("GITHUB_OUTPUT", raising=False)
-    monkeypatch.setattr(sys, "argv", ["hetero", "report", str(stored), "--json", *words])
-    with pytest.raises(SystemExit) as done:
-        cli.main()
+    with pytest.raises(typer.Exit) as done:
+        finish(failing(), tmp_path, True, False, github=asked)
     out, err = capfd.readouterr()
-    assert done.value.code == 1
+    assert done.value.exit_code == 1
     assert json.loads(out)["verdict"] == "fail", "standard output stays JSON"
     assert ("::error title=" in err) == told
     assert summary.exists() == told
@@ -297,24 +285,19 @@ def test_the_action_hands_over_only_what_was_given_word_by_word(tmp_path: Path) 
     assert not (tmp_path / "broken").exists()
 
 
-@pytest.mark.parametrize(("report", "code"), [("pass", 0), ("fail", 1)])
-def test_the_action_s_step_ends_as_the_verdict_does_with_its_outputs_set(
-    report: str, code: int, tmp_path: Path
-) -> None:
+def test_the_action_s_step_ends_as_the_verdict_does_with_its_outputs_set(tmp_path: Path) -> None:
     for name in ("jinja2", "matplotlib", "junitparser"):
         pytest.importorskip(name, reason="reports need the extra 'report'")
-    made = passing() if report == "pass" else failing()
-    # Nothing judged is missing in it: what cannot be run here is no reason to be red.
-    made.save(tmp_path / "runs" / "check" / "report.json")
+    failing().save(tmp_path / "runs" / "check" / "report.json")
     # In place of the check a report of what it would have written; the rest is the program's own.
     script = f'exec "{sys.executable}" -m hetero.cli report runs/check'
     tools = tool(tmp_path / "bin", "hetero", script)
     done, outputs = perform("Check", {"query": "q", "gallery": "g"}, tmp_path, tools)
-    assert done.returncode == code, done.stderr
-    assert outputs == {"verdict": report, "report": "runs/check/report.html"}
+    assert done.returncode == 1, done.stderr
+    assert outputs == {"verdict": "fail", "report": "runs/check/report.html"}
     assert (tmp_path / outputs["report"]).exists()
     assert (tmp_path / "summary").read_text().startswith("## ")
-    assert ("::error " in done.stderr) == (code == 1)
+    assert "::error " in done.stderr
 
 
 # -- docs/ci.md -----------------------------------------------------------------------------------
