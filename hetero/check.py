@@ -199,7 +199,9 @@ def losses(reference: Ranks, candidate: Ranks) -> dict[str, Float64[np.ndarray, 
     }
 
 
-def file(reference: Reference, place: Place, candidate: Embeddings) -> list[Measurement]:
+def file(
+    reference: Reference, place: Place, candidate: Embeddings, ranks: Ranks | None = None
+) -> list[Measurement]:
     """What a file's vectors do in the gallery's index, held against PyTorch's query by query.
 
     Args:
@@ -207,10 +209,11 @@ def file(reference: Reference, place: Place, candidate: Embeddings) -> list[Meas
         place: Which file, where.
         candidate: The file's vectors, at least of the queries; with the gallery's pictures too,
             the other corners are measured as well.
+        ranks: Of the file's queries in the gallery, where that is known already.
     """
     task, gallery = reference.task, reference.gallery
     queries = reference.query.take(task.query_ids)
-    ranks = task.rank(candidate, gallery)
+    ranks = ranks or task.rank(candidate, gallery)
     out = _corner(place, "heterogeneous", scores(ranks), five=True)
     if set(task.gallery_ids) <= set(candidate.ids):
         out += _corner(place, "homogeneous_query", scores(task.rank(candidate, candidate)))

@@ -199,6 +199,33 @@ def test_an_undecidable_limit_exits_3(run: Hetero, copy: Path) -> None:
     assert check(run, copy, "--limits", copy / "limits.toml").code == 3
 
 
+def test_a_check_is_held_to_the_run_before(run: Hetero, copy: Path) -> None:
+    limits = copy / "limits.toml"
+    limits.write_text(
+        '[[limit]]\nmeasurement = "recall_at_1_lost_to_baseline"\nby = "noninferiority"\n'
+        'at_most = 0.9\n[[limit]]\nmeasurement = "cosine_worst"\nat_least = 0.9\n'
+    )
+    assert check(run, copy, "--limits", limits).code == 0
+    # Into the same folder: the run before is read before it is replaced.
+    ran = check(run, copy, "--limits", limits, "--baseline", copy / "check", "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    rows = [m for m in report["measurements"] if m["name"] == "recall_at_1_lost_to_baseline"]
+    assert {(m["format"], m["value"], m["outcome"]) for m in rows} == {
+        ("pytorch", 0.0, "pass"),
+        ("onnx", 0.0, "pass"),
+    }
+    assert "query by query" in report["facts"]["baseline"]
+    assert report["facts"]["role"] == "query"
+    ran = check(run, copy, "--baseline", copy / "check", "--sequential")
+    assert ran.code == 2
+    assert "--sequential" in ran.complaint
+    draw(copy / "other", classes=13)
+    ran = check(run, copy, "--baseline", copy / "check", "-d", copy / "other")
+    assert ran.code == 2
+    assert "its data is" in ran.complaint
+
+
 def test_a_limit_on_something_unmeasured_is_refused(run: Hetero, copy: Path) -> None:
     (copy / "limits.toml").write_text('[[limit]]\nmeasurement = "taste"\nat_least = 1\n')
     ran = check(run, copy, "--limits", copy / "limits.toml")

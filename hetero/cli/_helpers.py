@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -146,10 +147,27 @@ def load_bundle(root: Path, role: str = "") -> Bundle:
     return bundle
 
 
-def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: bool = True) -> None:
-    """Show a report and exit with its verdict's code, or with 0 where nothing was to be judged."""
+def finish(
+    report: Report,
+    output: Path,
+    as_json: bool,
+    quiet: bool,
+    judged: bool = True,
+    github: bool | None = None,
+) -> None:
+    """Show a report and exit with its verdict's code, or with 0 where nothing was to be judged.
+
+    Args:
+        report: Judged or not.
+        output: Its folder.
+        as_json: On standard output, instead of a table.
+        quiet: Do not say where it is.
+        judged: Whether the verdict is the exit code.
+        github: Tell GitHub Actions; None where this runs there.
+    """
     from rich.console import Console
 
+    from hetero.render import github as service
     from hetero.render import terminal
 
     if as_json:
@@ -158,6 +176,9 @@ def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: boo
         terminal.show(report, Console(highlight=False))
         if not quiet:
             print(f"report: {output / 'report.html'}")
+    if judged and (service.runs_here(os.environ) if github is None else github):
+        sys.stderr.write(service.render(report))
+        service.tell(report, output, os.environ)
     raise typer.Exit(report.exit_code if judged else 0)
 
 

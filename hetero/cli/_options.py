@@ -55,6 +55,18 @@ Shard = Annotated[
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Train on at chance level.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")]
 Limits = Annotated[Path | None, typer.Option(help="A limits.toml of your own.")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(help="An earlier run, folder or report.json: fail if this one is worse."),
+]
+GitHub = Annotated[
+    bool | None,
+    typer.Option(
+        "--github/--no-github",
+        help="Annotations and step summary; on by itself in GitHub Actions.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Devices = Annotated[
     list[str] | None,

@@ -9,9 +9,11 @@ import typer
 
 from hetero.cli._helpers import command_line, finish, load_bundle, reporter
 from hetero.cli._options import (
+    Baseline,
     Data,
     Devices,
     Formats,
+    GitHub,
     InventoryFile,
     Json,
     Length,
@@ -52,6 +54,8 @@ def check(
         ),
     ] = False,
     resume: Resume = False,
+    baseline: Baseline = None,
+    github: GitHub = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,6 +79,7 @@ def check(
         resume=resume,
         sequential=sequential,
         command=command_line(),
+        baseline=baseline,
     )
     report = checking.check(
         candidate,
@@ -85,4 +90,4 @@ def check(
         control=load_bundle(control) if control else None,
         reporter=reporter(quiet),
     )
-    finish(report, output, json_, quiet)
+    finish(report, output, json_, quiet, github=github)

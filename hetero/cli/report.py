@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hetero.cli._helpers import finish, reporter
-from hetero.cli._options import Json, Limits, Quiet
+from hetero.cli._options import Baseline, GitHub, Json, Limits, Quiet
 from hetero.errors import ConfigError
 
 
@@ -29,6 +29,8 @@ def report(
         typer.Option("--output", "-o", help="With --history: folder for results; runs/history."),
     ] = None,
     limits: Limits = None,
+    baseline: Baseline = None,
+    github: GitHub = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,8 +40,10 @@ def report(
     page. Exit code 1 if the last run is worse than before, 3 if that cannot be told.
     """
     if history:
-        if limits is not None:
-            raise ConfigError("--history compares runs as they were judged; leave out --limits")
+        if limits is not None or baseline is not None:
+            raise ConfigError(
+                "--history compares runs as they were judged; leave out --limits and --baseline"
+            )
         _history(folder or [Path("runs")], output or Path("runs/history"), json_, quiet)
     if output is not None:
         raise ConfigError("a report is written again in its own folder; --output is for --history")
@@ -50,7 +54,8 @@ def report(
         )
     from hetero.stages import checking
 
-    finish(checking.judge_again(folder[0], limits), folder[0], json_, quiet)
+    again = checking.judge_again(folder[0], limits, baseline)
+    finish(again, folder[0], json_, quiet, github=github)
 
 
 def _history(folders: list[Path], output: Path, as_json: bool, quiet: bool) -> None:

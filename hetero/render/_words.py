@@ -47,6 +47,13 @@ WORDS = {
     "recall_at_1_lost": Word("Recall@1 lost to PyTorch", "points"),
     "query_negative_flip_rate": Word("Negative flips: right before export, wrong now", "percent"),
     "query_positive_flip_rate": Word("Positive flips: wrong before export, right now", "percent"),
+    "recall_at_1_lost_to_baseline": Word("Recall@1 lost to the baseline", "points"),
+    "map_lost_to_baseline": Word("mAP lost to the baseline", "points"),
+    "query_negative_flip_rate_to_baseline": Word(
+        "Negative flips: right in the baseline, wrong now", "percent"
+    ),
+    "latency_p50_over_baseline": Word("Latency p50, over the baseline's", "times"),
+    "size_over_baseline": Word("File size, over the baseline's", "times"),
     "cosine_worst": Word("Cosine to PyTorch, worst", "cosine"),
     "cosine_p1": Word("Cosine to PyTorch, 1st percentile", "cosine"),
     "cosine_median": Word("Cosine to PyTorch, median", "cosine"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hetero.render import _agreement, _verdict, _view, _words
+from hetero.render import _agreement, _baseline, _verdict, _view, _words
 from hetero.report import Measurement, Report
 
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "unjudged": ""}
@@ -30,6 +30,7 @@ def render(report: Report) -> str:
     for title, part in (
         ("", _table(report)),
         ("Agreement of devices", _agreements(report)),
+        ("Against the baseline", _compared(report)),
         ("Failed or undecided", _judged(report, _view.problems(report))),
         ("Passed with declared error rates", _judged(report, _view.passed_tests(report))),
         ("Not executed", _not_run(report)),
@@ -78,6 +79,19 @@ def _agreements(report: Report) -> list[str]:
         lines += ["", *(f"- ≠ {escaped(x)}" for x in matrix.findings)]
     note = "Worst cosine over the queries, and for how many both find the same picture first."
     return [*lines, "", note] if lines else []
+
+
+def _compared(report: Report) -> list[str]:
+    found = _baseline.rows(report)
+    if not found:
+        return []
+    heads = ["File", "What", "Found", "95 % interval", "Held to", "Outcome"]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for x in found:
+        texts = (x.file, x.what, x.found, x.between, x.limit)
+        outcome = "" if x.outcome == "unjudged" else f"{_SIGNS[x.outcome]} {x.outcome}"
+        lines.append(_row([*map(escaped, texts), outcome]))
+    return [*lines, "", f"Baseline: {escaped(report.facts.get('baseline', ''))}."]
 
 
 def _row(cells: list[str]) -> str:

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from hetero import baseline as earlier
 from hetero import check as measuring
 from hetero import plane
 from hetero._files import make_folder
 from hetero.bundle import Bundle
 from hetero.check import Place, Reference
 from hetero.data import Images
-from hetero.errors import DataError, SpaceMismatchError
+from hetero.errors import ConfigError, DataError, SpaceMismatchError
 from hetero.evaluate import Task, raw_pixels, task
+from hetero.outcomes import FILE, Outcomes
 from hetero.progress import Reporter
 from hetero.report import Limit, Measurement, Report, load_limits
-from hetero.retrieval import pairwise_cosine
+from hetero.retrieval import Ranks, pairwise_cosine
 from hetero.slices import by_brightness
 from hetero.stages import fleet
 from hetero.stages.embedding import embed
@@ -44,8 +46,8 @@ def check(
     """The report of a query bundle's exported files, run on devices and searched in the gallery.
 
     Everything raw goes to `output` before it is judged: embeddings/*.safetensors, the run folders
-    with every latency, and the map of vectors, plane.json. Then report.json, report.md, report.html
-    and junit.xml.
+    with every latency, the map of vectors, plane.json, and outcomes.safetensors with what each
+    query got. Then report.json, report.md, report.html and junit.xml.
 
     Args:
         query: With exported files.
@@ -59,10 +61,16 @@ def check(
     Raises:
         SpaceMismatchError: The query bundle belongs to another gallery model.
         DataError: A test class was trained on, or nothing can be evaluated.
+        ConfigError: The baseline is of other data, another space, or a bundle of another role.
         DeviceError: Every device failed. One of several leaves its files out of the report.
         Interrupted: Ctrl-C; what was measured before is on disk.
     """
-    limits = load_limits(options.limits)
+    if options.baseline is not None and options.sequential:
+        raise ConfigError(
+            "--sequential asks only until the other limits are certain, a --baseline needs every "
+            "query; leave one of the two away"
+        )
+    limits, on_baseline = earlier.limits_apart(load_limits(options.limits))
     gallery.space.must_match(query.space, f"query bundle {query.root}")
     if query.preprocess != gallery.preprocess:
         raise SpaceMismatchError(
@@ -72,6 +80,10 @@ def check(
     job = task(images, "test")
     for bundle in filter(None, (query, gallery, control)):
         unseen(bundle, images)
+    # Read before anything is run, and before an older report in the same folder is replaced.
+    before = None if options.baseline is None else earlier.load(options.baseline)
+    if before is not None:
+        earlier.must_match(before, _question(query, gallery, images))
     make_folder(output)
     reference, pictures, measured = _in_pytorch(query, gallery, control, images, job, reporter)
     store = output / "embeddings"
@@ -82,11 +94,17 @@ def check(
     series: dict[str, list[float]] = {}
     shown: list[dict[str, Any]] = []
     worst: tuple[tuple[float, float], Ran, Reference] | None = None
+    names = job.query_ids
+    ranked: dict[Place, tuple[Sequence[str], Ranks]] = {
+        Place(format="pytorch", precision="fp32"): (names, reference.ranks)
+    }
     with reporter.bar("judge", len(runs)) as bar:
         for run in runs:
             held = reference if run.whole else reference.only(run.vectors.ids)
+            ranks = held.task.rank(run.vectors, held.gallery)
+            ranked[run.place] = (held.task.query_ids, ranks)
             found = with_evidence(
-                measuring.file(held, run.place, run.vectors),
+                measuring.file(held, run.place, run.vectors, ranks),
                 run.asked,
                 run.place,
                 len(job.query_ids),
@@ -119,22 +137,68 @@ def check(
         agreement=fleet.agreed(reference, outcome),
     )
     judged = report.judged_by(_fitting(limits, report, options.limits))
+    outcomes = Outcomes.of(names, reference.ranks, ranked)
+    outcomes.save(output / FILE)
+    if before is not None:
+        judged = _held_to(judged, outcomes, before, on_baseline)
     publish(judged, output)
     return judged
 
 
-def judge_again(folder: Path, limits: Path | None) -> Report:
-    """A stored report judged by these limits (or as it was judged) and written again."""
-    report = Report.load(folder / "report.json")
+def judge_again(folder: Path, limits: Path | None, baseline: Path | None = None) -> Report:
+    """A stored report judged by these limits (or as it was judged) and written again.
+
+    Args:
+        folder: With a report.json, and outcomes.safetensors where queries are to be paired.
+        limits: A file of one's own.
+        baseline: An earlier run's folder or report.json, to be compared with as well.
+
+    Raises:
+        ConfigError: A limit finds nothing, or the baseline is of other data, another space or role.
+    """
+    now = earlier.load(folder)
+    report = now.report
+    rows, lost = earlier.apart(report.measurements)
+    mine, on_baseline = earlier.limits_apart(load_limits(limits))
     if limits is not None:
-        plain: list[Measurement] = []
-        for m in report.measurements:
-            bare = replace(m, limit=None, decision=None, outcome="unjudged")
-            if bare not in plain:
-                plain.append(bare)
-        report = replace(report, measurements=tuple(plain)).judged_by(load_limits(limits))
+        rows = replace(report, measurements=_bare(rows)).judged_by(mine).measurements
+        lost = earlier.judged(_bare(lost), on_baseline) if lost else ()
+    report = replace(report, measurements=(*rows, *lost))
+    if baseline is not None:
+        before = earlier.load(baseline)
+        earlier.must_match(before, report.facts)
+        report = _held_to(replace(report, measurements=rows), now.outcomes, before, on_baseline)
     publish(report, folder)
     return report
+
+
+def _bare(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """The measurements without what was made of them, each once."""
+    plain = (replace(m, limit=None, decision=None, outcome="unjudged") for m in measurements)
+    out: list[Measurement] = []
+    for m in plain:
+        if m not in out:
+            out.append(m)
+    return tuple(out)
+
+
+def _held_to(
+    report: Report, outcomes: Outcomes | None, before: earlier.Run, limits: Sequence[Limit]
+) -> Report:
+    """A judged report with what it lost to an earlier run, judged as well."""
+    now = earlier.Run(report, outcomes)
+    lost = earlier.judged(earlier.compared(now, before), limits)
+    facts = {**report.facts, "baseline": earlier.note(now, before)}
+    return replace(report, measurements=(*report.measurements, *lost), facts=facts)
+
+
+def _question(query: Bundle, gallery: Bundle, images: Images) -> dict[str, str]:
+    """What two runs have to share to be compared."""
+    return {
+        "space": gallery.space.id,
+        "role": query.role,
+        "data": f"{images.name}, split checksum {images.digest[:12]}",
+    }
 
 
 def unseen(bundle: Bundle, images: Images) -> None:
@@ -220,7 +284,7 @@ def _facts(
     facts = {
         "command": options.command,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "space": gallery.space.id,
+        **_question(query, gallery, images),
         "gallery model": f"{gallery.manifest.model.backbone}, weights {gallery.digest[:12]}",
         "query model": f"{query.manifest.model.backbone}, weights {query.digest[:12]}",
     }
@@ -237,7 +301,6 @@ def _facts(
                 f"seed {m.recipe.get('train.seed')}"
             )
     facts |= {
-        "data": f"{images.name}, split checksum {images.digest[:12]}",
         "protocol": "on classes never trained on",
         "test classes": str(len(images.classes("test"))),
         "queries": str(len(job.query_ids)),

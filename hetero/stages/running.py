@@ -42,6 +42,7 @@ class CheckOptions:
         resume: Take over device runs that are already on disk and still fit.
         sequential: Ask a device only until the verdict is certain: see `hetero.sequential`.
         command: For the record.
+        baseline: An earlier run's folder or report.json, to be held to as well.
     """
 
     devices: tuple[str, ...] = ("local",)
@@ -54,6 +55,7 @@ class CheckOptions:
     resume: bool = False
     sequential: bool = False
     command: str = ""
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
