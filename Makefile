@@ -18,7 +18,7 @@ SHELL := /bin/bash
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test format format-check lint types pytest wheel-test bench adbd lock clean
+.PHONY: help install demo test format format-check lint types pytest wheel-test docs bench adbd lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -66,6 +66,9 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 	cd build/wheel-test && bin/python -I ../../tests/import_all.py --bare
 	cd build/wheel-test && bin/hetero --help > /dev/null
 	@echo "wheel-test: passed"
+
+docs: $(READY)  ## the site, into build/site: no warning, no dead link
+	$(BIN)/python docs/site.py
 
 bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
 	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done
