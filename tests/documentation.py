@@ -56,7 +56,7 @@ def escaping(text: str) -> list[str]:
         elif kind not in DATA:
             found.append(f"{line}: {kind!r} is neither run nor data; there are {sorted(DATA)}")
         elif COMMAND.search(content):
-            found.append(f"{line}: commands in a block that nobody runs; make it bash, run or marked")
+            found.append(f"{line}: commands that nobody runs; make the block bash, run or marked")
     if len(fences) % 2:
         found.append("a block is not closed")
     return found

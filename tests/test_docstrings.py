@@ -1,4 +1,4 @@
-"""Every public name says what it is: of the package, its modules, classes, functions and methods."""
+"""Every public module, class, function and method says what it is."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_public_name_has_a_docstring(top: str) -> None:
 
 
 def test_a_name_without_a_docstring_is_seen() -> None:
-    text = '''
+    text = """
 class Named:
     "Yes."
     def method(self): ...
@@ -79,5 +79,5 @@ if True:
 def spoken():
     "Yes."
     def nested(): ...
-'''
+"""
     assert list(silent(ast.parse(text))) == ["", "Named.method", "Bare", "inside"]

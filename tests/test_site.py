@@ -1,4 +1,4 @@
-"""The site of the documentation: it builds without a warning, leads nowhere dead, fetches nothing."""
+"""The site of the documentation builds without a warning, has no dead link, fetches nothing."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
 
 
-def test_nothing_of_the_site_is_fetched_from_elsewhere(
-    site: Path, pages: dict[Path, Page]
-) -> None:
+def test_nothing_of_the_site_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     assert len(pages) > 50
     away = {p.name: out for p, page in pages.items() if (out := outside(page.fetched))}
     assert away == {}

@@ -66,7 +66,9 @@ def test_the_tutorial_of_timm_runs_with_random_weights(
     from hetero.bundle import Bundle
 
     text = (ROOT / "docs/tutorials/timm.md").read_text()
-    block = re.search(r"<!-- not run: .*with random ones -->\n```bash\n(.*?)^```", text, re.S | re.M)
+    block = re.search(
+        r"<!-- not run: .*with random ones -->\n```bash\n(.*?)^```", text, re.S | re.M
+    )
     assert block
     assert "pretrained=1" in block[1]
     monkeypatch.chdir(folder)
