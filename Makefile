@@ -68,7 +68,7 @@ wheel-test: $(READY)  ## sdist, wheel from it, empty environment, import of ever
 	@echo "wheel-test: passed"
 
 docs: $(READY)  ## the site, into build/site: no warning, no dead link
-	$(BIN)/python docs/site.py
+	$(BIN)/python docs/make_site.py
 
 bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
 	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done

@@ -79,7 +79,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"{name} is not installed; needs the extra 'docs'")
     into = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, ROOT / "docs/site.py", into], capture_output=True, text=True, cwd=into
+        [sys.executable, ROOT / "docs/make_site.py", into], capture_output=True, text=True, cwd=into
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return into

@@ -1,4 +1,4 @@
-"""The site of the documentation: `make docs`, or `python docs/site.py`, into build/site.
+"""The site of the documentation: `make docs`, or `python docs/make_site.py`, into build/site.
 
 Pages stand in the repository where a Git host shows them, with links relative to each other. So the
 site is built from a copy of the repository's shape, in build/pages: its Markdown, and what that
