@@ -116,7 +116,7 @@ def commands() -> str:
 def build(into: Path) -> None:
     """The site in `into`; exits with the builder's code and words if there is a warning."""
     assemble(BUILD / "pages")
-    code = [sys.executable, "-m", "properdocs", "build", "--strict", "--quiet", "--clean"]
+    code = [sys.executable, "-m", "properdocs", "build", "--strict", "--clean"]
     code += ["--config-file", str(ROOT / "mkdocs.yml"), "--site-dir", str(into)]
     done = subprocess.run(code, cwd=ROOT, env=_environment(), check=False)
     if done.returncode:

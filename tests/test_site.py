@@ -90,6 +90,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_site_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     assert len(pages) > 50
     away = {p.name: out for p, page in pages.items() if (out := outside(page.fetched))}
@@ -124,6 +125,7 @@ def test_no_link_within_the_site_is_dead(site: Path, pages: dict[Path, Page]) ->
     assert list(dead(site, pages)) == []
 
 
+@pytest.mark.slow
 def test_every_command_and_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
     from typer.main import get_command
 
