@@ -16,7 +16,8 @@ here = places()
 job = task(here.images, "test")
 pixels = here.images.pixels(job.rows, here.query.preprocess)
 
-# An export as one would write it by hand: float input, preprocessing left to the app.
+# An export as one would write it by hand, here by PyTorch's older exporter: float input,
+# preprocessing left to the app.
 net = models.load(here.query).eval()
 here.output.mkdir(parents=True, exist_ok=True)
 path = here.output / "by-hand.onnx"
