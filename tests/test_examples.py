@@ -90,8 +90,8 @@ def test_an_example_runs_and_says_what_it_is_about(
     monkeypatch.setattr(sys, "argv", [name])
     try:
         with warnings.catch_warnings():
-            # A user's interpreter goes on after a library's warning, so an example may too.
-            warnings.simplefilter("default")
+            # A user's interpreter goes on after a warning of a library; so may an example.
+            warnings.simplefilter("ignore")
             runpy.run_path(str(FOLDER / name), run_name="__main__")
     finally:
         for module in ("_places", "mine", "mine.slack"):
