@@ -18,7 +18,7 @@ SHELL := /bin/bash
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test schemas duplicates sbom test-python format format-check lint types pytest wheel-test bench adbd lock clean
+.PHONY: help install demo test schemas duplicates sbom test-python format format-check lint types pytest wheel-test docs bench adbd lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -98,6 +98,9 @@ sbom: $(READY)  ## what is installed with all extras, as CycloneDX: build/dist/h
 	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
 	  --output-file build/dist/hetero.cdx.json $(BIN)/python
 	@echo "build/dist/hetero.cdx.json"
+
+docs: $(READY)  ## the site, into build/site: no warning, no dead link
+	$(BIN)/python docs/make_site.py
 
 bench: $(READY)  ## the benchmarks, about an hour; raw results go to benchmarks/results
 	for name in training retrieval throughput startup demo acceptance verdict; do $(BIN)/python -m benchmarks.$$name; done

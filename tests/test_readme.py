@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from documentation import BLOCK, ROOT, TEXTS, blocks, escaping, run
 
-ROOT = Path(__file__).resolve().parent.parent
-TEXTS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "export/*.md", "devices/*.md", "examples/**/*.md")
-    for path in ROOT.glob(pattern)
-)
-BLOCK = re.compile(
-    r"^(?P<skip><!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>bash|python)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-def blocks(text: str) -> list[tuple[int, str, str]]:
-    """Line, language and content of every block that is to be run."""
-    return [
-        (text.count("\n", 0, found.start("code")) + 1, found["kind"], found["code"])
-        for found in BLOCK.finditer(text)
-        if not found["skip"]
-    ]
-
-
-def run(kind: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A block run in `folder`, with the package as `hetero` and `python` on the path."""
-    tools = folder / ".bin"
-    tools.mkdir(exist_ok=True)
-    for name, arguments in (
-        ("hetero", "-c 'from hetero.cli import main; main()'"),
-        ("python", ""),
-    ):
-        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        (tools / name).chmod(0o755)
-    command = ["bash", "-euo", "pipefail", "-c", code]
-    if kind == "python":
-        command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+#: Each in an empty folder; the tutorials share one, see test_tutorials.py.
+ALONE = [
+    name
+    for name in TEXTS
+    if not name.startswith("docs/tutorials/") and blocks((ROOT / name).read_text())
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in TEXTS if blocks((ROOT / n).read_text())])
+@pytest.mark.parametrize("name", ALONE)
 def test_the_code_blocks_of_a_page_run_one_after_another_in_an_empty_folder(name, tmp_path):
     pytest.importorskip("torch", reason="the commands of the documentation train and export")
     for line, kind, code in blocks((ROOT / name).read_text()):
@@ -77,6 +36,33 @@ def test_every_block_that_is_not_run_says_why():
         text = (ROOT / name).read_text()
         marked = len(re.findall(r"<!-- not run", text))
         assert marked == sum(bool(found["skip"]) for found in BLOCK.finditer(text)), name
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_block_of_a_page_is_neither_run_nor_marked(name):
+    assert escaping((ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("```bash\nhetero demo\n```\n", False),
+        ("<!-- not run: slow -->\n```bash\nhetero demo\n```\n", False),
+        ("```text\nverdict: fault\n```\n", False),
+        ("```\nhetero/ is a folder\n```\n", False),
+        ("```\nhetero demo\n```\n", True),
+        ("```text\n$ pip install hetero\n```\n", True),
+        ("```sh\nhetero demo\n```\n", True),
+        ("```console\nhetero demo\n```\n", True),
+        ("```python3\nprint()\n```\n", True),
+        ("```bash title=x\nhetero demo\n```\n", True),
+        ("- one\n\n  ```bash\n  hetero demo\n  ```\n", True),
+        ("~~~bash\nhetero demo\n~~~\n", True),
+        ("```bash\nhetero demo\n", True),
+    ],
+)
+def test_a_block_that_would_escape_is_seen(text, seen):
+    assert bool(escaping(text)) == seen
 
 
 def test_every_link_to_a_file_leads_somewhere():
