@@ -34,7 +34,7 @@ from hetero.cli import (
     train,
     upgrade,
 )
-from hetero.errors import HeteroError, StorageError
+from hetero.errors import HeteroError, StorageError, missing_extra
 
 app = typer.Typer(
     name="hetero",
@@ -101,6 +101,8 @@ def main() -> None:
             _fail(error.format_message(), getattr(error, "exit_code", 2))
         if type(error).__name__ == "Abort":
             _fail("interrupted", 130)
+        if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
+            _fail(str(lacking), lacking.exit_code)
         _debug()
         _fail(
             f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "

@@ -24,7 +24,7 @@ from hetero.cli._options import (
     Threads,
 )
 from hetero.cli.machines import chosen
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, need
 
 if TYPE_CHECKING:
     from hetero.bundle import Bundle
@@ -111,6 +111,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Measure load time, latency and memory of exported files on devices; every run is kept."""
+    need("report")
     from hetero.history import History
     from hetero.stages import benching, running
 

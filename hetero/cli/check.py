@@ -23,6 +23,7 @@ from hetero.cli._options import (
     Threads,
 )
 from hetero.cli.machines import chosen
+from hetero.errors import need
 
 
 def check(
@@ -60,6 +61,7 @@ def check(
     Several devices run side by side. One that cannot be reached leaves its files out: exit code 4,
     unless a limit failed on what was run: then 1.
     """
+    need("train", "report")
     from hetero.stages import checking, embedding, running
 
     names, known = chosen(device, inventory, fleet=fleet, tag=fleet_tag)

@@ -28,7 +28,7 @@ from hetero.cli._options import (
     Seed,
     Set,
 )
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, need
 
 nas = typer.Typer(no_args_is_help=True, help="What architecture search needs from devices.")
 
@@ -87,6 +87,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search the query architecture that fits a gallery model, within a budget."""
+    need("train", "nas")
     from hetero.fit import Settings
     from hetero.nas import Budget, Sampling, Which, load_space
     from hetero.stages import embedding, searching
