@@ -51,6 +51,10 @@ class HeteroError(Exception):
     exit_code = 2
 
 
+class HeteroWarning(UserWarning):
+    """What a user should know and nothing stops at; one line, like an error's."""
+
+
 class ConfigError(HeteroError):
     """An argument, a setting or a path is wrong."""
 
