@@ -85,7 +85,7 @@ def test_standard_error_that_somebody_replaced_is_left_alone(
 def test_completion_answers_without_loading_anything_heavy():
     code = (
         "import sys, atexit; from hetero.cli import main\n"
-        "heavy = {'torch', 'numpy', 'onnx', 'pydantic', 'scipy'}\n"
+        "heavy = {'torch', 'numpy', 'onnx', 'scipy'}\n"
         "atexit.register(lambda: print('loaded', *sorted(heavy & set(sys.modules))))\n"
         "main()"
     )

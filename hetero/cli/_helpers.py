@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
     from hetero.report import Report
+    from hetero.stages.estimating import Estimate
 
 
 def reporter(quiet: bool) -> Reporter:
@@ -158,6 +159,11 @@ def finish(report: Report, output: Path, as_json: bool, quiet: bool, judged: boo
         if not quiet:
             print(f"report: {output / 'report.html'}")
     raise typer.Exit(report.exit_code if judged else 0)
+
+
+def planned(estimate: Estimate, as_json: bool) -> None:
+    """Print what a job would take, instead of doing it."""
+    say(as_json, estimate.to_json(), "\n".join(estimate.lines()))
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:

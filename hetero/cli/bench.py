@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hetero.cli._helpers import command_line, finish, load_bundle, reporter, say
+from hetero.cli._helpers import command_line, finish, load_bundle, planned, reporter, say
 from hetero.cli._options import (
     Devices,
+    DryRun,
     Formats,
     InventoryFile,
     Json,
@@ -107,6 +108,7 @@ def run(
     limits: Limits = None,
     history: HistoryFile = None,
     resume: Resume = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -130,6 +132,11 @@ def run(
         resume=resume,
         command=command_line(),
     )
+    if dry_run:
+        from hetero.stages import estimating
+
+        planned(estimating.on_devices("measure latency", found, asked), json_)
+        return
     if tool or tool_args:
         if against or baseline or save or sustained or profile or accelerator or fail_on_fallback:
             raise ConfigError(

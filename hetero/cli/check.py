@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hetero.cli._helpers import command_line, finish, load_bundle, reporter
+from hetero.cli._helpers import command_line, finish, load_bundle, planned, reporter
 from hetero.cli._options import (
     Data,
     Devices,
+    DryRun,
     Formats,
     InventoryFile,
     Json,
@@ -53,6 +54,7 @@ def check(
         ),
     ] = False,
     resume: Resume = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,7 +64,7 @@ def check(
     unless a limit failed on what was run: then 1.
     """
     need("train", "report")
-    from hetero.stages import checking, embedding, running
+    from hetero.stages import checking, embedding, estimating, running
 
     names, known = chosen(device, inventory, fleet=fleet, tag=fleet_tag)
     candidate = load_bundle(query)
@@ -78,6 +80,11 @@ def check(
         sequential=sequential,
         command=command_line(),
     )
+    if dry_run:
+        load_bundle(gallery, "gallery").space.must_match(candidate.space, f"bundle {query}")
+        images = embedding.load_images(data, candidate)
+        planned(estimating.on_devices("check", candidate, options, images), json_)
+        return
     report = checking.check(
         candidate,
         load_bundle(gallery, "gallery"),
