@@ -16,13 +16,43 @@ HeteroError
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from importlib.util import find_spec
 from types import ModuleType
+
+#: The extras whose libraries are looked for by name, and the modules that each brings. Where two
+#: bring the same one, the first is what a message names.
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "train": ("torch", "accelerate"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tflite": ("litert_torch", "litert_quantizer", "ai_edge_litert"),
+    "coreml": ("coremltools",),
+    "report": ("jinja2", "matplotlib", "junitparser"),
+    "timm": ("timm", "torchvision"),
+    "methods": ("pytorch_metric_learning",),
+    "nas": ("optuna",),
+    "lqf": ("curvlinops",),
+    "index": ("faiss", "usearch"),
+    "milvus": ("pymilvus", "milvus_lite"),
+    "pgvector": ("psycopg", "pgvector"),
+    "parquet": ("pyarrow",),
+    "lance": ("lance",),
+    "ray": ("ray",),
+    "ssh": ("asyncssh",),
+    "fleet": ("tomlkit", "zeroconf"),
+    "web": ("aiohttp", "segno"),
+    "sign": ("model_signing",),
+}
 
 
 class HeteroError(Exception):
     """Anything this package refuses to do; its text is one line that a user can act on."""
 
     exit_code = 2
+
+
+class HeteroWarning(UserWarning):
+    """What a user should know and nothing stops at; one line, like an error's."""
 
 
 class ConfigError(HeteroError):
@@ -100,6 +130,36 @@ def require(module: str, extra: str) -> ModuleType:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise
-        raise MissingExtraError(
-            f"{top} is not installed; run: pip install 'hetero[{extra}]'"
-        ) from error
+        raise MissingExtraError(_install([top], [extra])) from error
+
+
+def need(*extras: str) -> None:
+    """Refuse to begin what would end, perhaps hours later, at a library that is not installed.
+
+    Args:
+        extras: Names of extras; those that are not in `EXTRAS`, as of a format of one's own, are
+            not looked for.
+
+    Raises:
+        MissingExtraError: A library of one of them is not installed; the line names all of them,
+            and one command that installs them.
+    """
+    lacking = {e: [m for m in EXTRAS.get(e, ()) if find_spec(m) is None] for e in extras}
+    if not any(lacking.values()):
+        return
+    modules = list(dict.fromkeys(m for found in lacking.values() for m in found))
+    raise MissingExtraError(_install(modules, [e for e, found in lacking.items() if found]))
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """The same for an import that failed; None where no extra brings the module."""
+    top = (error.name or "").partition(".")[0]
+    extra = next((e for e, modules in EXTRAS.items() if top in modules), None)
+    return None if extra is None else MissingExtraError(_install([top], [extra]))
+
+
+def _install(modules: list[str], extras: list[str]) -> str:
+    verb = "is" if len(modules) == 1 else "are"
+    return (
+        f"{', '.join(modules)} {verb} not installed; run: pip install 'hetero[{','.join(extras)}]'"
+    )

@@ -127,7 +127,9 @@ class _Lines:
             if now - self._said >= self._every_s and fresh and self._done < self._total:
                 self._said = now
                 left_s = (now - self._begun) / fresh * (self._total - self._done)
-                self._say(f", {left_s:.0f} s left")
+                # The first steps wait for what comes once: files opened, libraries loaded.
+                known = fresh * 100 >= self._total - self._before
+                self._say(f", {left_s:.0f} s left" if known else "")
 
     def finish(self) -> None:
         self._say(f" in {time.monotonic() - self._begun:.0f} s")

@@ -68,6 +68,18 @@ def test_what_an_earlier_run_did_counts_as_done_and_not_for_the_speed(
     ]
 
 
+def test_the_first_steps_of_many_say_nothing_of_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("hetero.progress.time.monotonic", lambda: clock[0])
+    with Reporter(every_s=5).bar("read", 1000) as bar:
+        for seconds, steps in ((12, 1), (6, 899)):
+            clock[0] += seconds
+            bar.advance(steps)
+    assert lines(capsys)[:2] == ["read: 1 of 1000", "read: 900 of 1000, 2 s left"]
+
+
 def test_threads_count_together(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter(every_s=3600).bar("read", 4000) as bar, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: bar.advance(1), range(4000)))

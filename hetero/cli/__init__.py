@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import typer
 
@@ -36,7 +37,8 @@ from hetero.cli import (
     train,
     upgrade,
 )
-from hetero.errors import HeteroError, StorageError
+from hetero.cli._noise import aside
+from hetero.errors import HeteroError, StorageError, missing_extra
 
 app = typer.Typer(
     name="hetero",
@@ -83,31 +85,43 @@ def main() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # What Pillow has to say of odd files is said by us, once, in the list of skipped files.
     warnings.filterwarnings("ignore", module="PIL")
+    with aside() as log:
+        code = _run(log)
+    sys.exit(code)
+
+
+def _run(log: Path | None) -> int:
+    """The command's exit code, whatever happened said in one line."""
     try:
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        # By this name completion asks, also where it is started as `python -m hetero.cli`.
+        code = app(prog_name="hetero", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except HeteroError as error:
-        _fail(str(error), error.exit_code)
+        return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; what was finished is saved", 130)
+        return _failed("interrupted; what was finished is saved", 130)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         _debug()
-        _fail(f"{where}{error.strerror or error}", StorageError.exit_code if full else 2)
+        return _failed(f"{where}{error.strerror or error}", StorageError.exit_code if full else 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser
-            _fail(error.format_message(), getattr(error, "exit_code", 2))
+            return _failed(error.format_message(), getattr(error, "exit_code", 2))
         if type(error).__name__ == "Abort":
-            _fail("interrupted", 130)
+            return _failed("interrupted", 130)
+        if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
+            return _failed(str(lacking), lacking.exit_code)
         _debug()
-        _fail(
+        said = log is not None and log.stat().st_size
+        return _failed(
             f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "
-            "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it",
+            "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it"
+            + (f", and with {log}" if said else ""),
             4,
         )
 
@@ -117,6 +131,6 @@ def _debug() -> None:
         traceback.print_exc()
 
 
-def _fail(text: str, code: int) -> None:
+def _failed(text: str, code: int) -> int:
     print(f"hetero: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(code)
+    return code

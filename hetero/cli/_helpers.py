@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hetero.preprocess import Preprocess
     from hetero.progress import Reporter
     from hetero.report import Report
+    from hetero.stages.estimating import Estimate
     from hetero.verdict import Decided
 
 
@@ -187,6 +188,11 @@ def leave(outcome: Decided) -> NoReturn:
     from hetero.report import EXIT_CODES
 
     raise typer.Exit(EXIT_CODES[outcome])
+
+
+def planned(estimate: Estimate, as_json: bool) -> None:
+    """Print what a job would take, instead of doing it."""
+    say(as_json, estimate.to_json(), "\n".join(estimate.lines()))
 
 
 def show_bundle(bundle: Bundle, as_json: bool) -> None:

@@ -89,3 +89,7 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime on the
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method or map, KEY=VALUE.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Read and check the inputs, say what it takes; write nothing."),
+]

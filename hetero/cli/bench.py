@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hetero.cli._helpers import command_line, finish, leave, load_bundle, reporter, say
+from hetero.cli._helpers import command_line, finish, leave, load_bundle, planned, reporter, say
 from hetero.cli._options import (
     Devices,
+    DryRun,
     Formats,
     InventoryFile,
     Json,
@@ -24,7 +25,7 @@ from hetero.cli._options import (
     Threads,
 )
 from hetero.cli.machines import chosen
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, need
 
 if TYPE_CHECKING:
     from hetero.bundle import Bundle
@@ -107,10 +108,12 @@ def run(
     limits: Limits = None,
     history: HistoryFile = None,
     resume: Resume = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure load time, latency and memory of exported files on devices; every run is kept."""
+    need("report")
     from hetero.history import History
     from hetero.stages import benching, running
 
@@ -129,6 +132,11 @@ def run(
         resume=resume,
         command=command_line(),
     )
+    if dry_run:
+        from hetero.stages import estimating
+
+        planned(estimating.on_devices("measure latency", found, asked), json_)
+        return
     if tool or tool_args:
         if against or baseline or save or sustained or profile or accelerator or fail_on_fallback:
             raise ConfigError(

@@ -9,6 +9,7 @@ import typer
 
 from hetero.cli._helpers import load_bundle, reporter, say
 from hetero.cli._options import Data, Formats, Json, Precisions, Quiet, Resume
+from hetero.errors import need
 
 
 def export(
@@ -46,9 +47,11 @@ def export(
 
     made = load_bundle(bundle)
     precisions = precision or list(formats.PRECISIONS)
+    wanted = format or list(formats.formats())
+    need("train", *(str(formats.module(name).EXTRA) for name in wanted))
     done = exporting.export_all(
         made,
-        format or list(formats.formats()),
+        wanted,
         precisions,
         images=embedding.load_images(data, made) if "int8" in precisions else None,
         gallery=load_bundle(gallery, "gallery") if gallery else None,

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hetero.cli._helpers import command_line, finish, load_bundle, reporter
+from hetero.cli._helpers import command_line, finish, load_bundle, planned, reporter
 from hetero.cli._options import (
     Baseline,
     Data,
     Devices,
+    DryRun,
     Formats,
     GitHub,
     InventoryFile,
@@ -25,6 +26,7 @@ from hetero.cli._options import (
     Threads,
 )
 from hetero.cli.machines import chosen
+from hetero.errors import need
 
 
 def check(
@@ -56,6 +58,7 @@ def check(
     resume: Resume = False,
     baseline: Baseline = None,
     github: GitHub = None,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +67,8 @@ def check(
     Several devices run side by side. One that cannot be reached leaves its files out: exit code 4,
     unless a limit failed on what was run: then 1.
     """
-    from hetero.stages import checking, embedding, running
+    need("train", "report")
+    from hetero.stages import checking, embedding, estimating, running
 
     names, known = chosen(device, inventory, fleet=fleet, tag=fleet_tag)
     candidate = load_bundle(query)
@@ -81,6 +85,11 @@ def check(
         command=command_line(),
         baseline=baseline,
     )
+    if dry_run:
+        load_bundle(gallery, "gallery").space.must_match(candidate.space, f"bundle {query}")
+        images = embedding.load_images(data, candidate)
+        planned(estimating.on_devices("check", candidate, options, images), json_)
+        return
     report = checking.check(
         candidate,
         load_bundle(gallery, "gallery"),

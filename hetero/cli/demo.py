@@ -21,6 +21,9 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train, export, run and judge on the embedded pictures: the whole chain, one verdict."""
+    from hetero.errors import need
+
+    need("train", "onnx", "tflite", "coreml", "report")
     from hetero import demo as chain
 
     report = chain.run(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hetero.cli._helpers import load_bundle, reporter, say
-from hetero.cli._options import Data, Json, Quiet, SplitName
+from hetero.cli._helpers import load_bundle, planned, reporter, say
+from hetero.cli._options import Data, DryRun, Json, Quiet, SplitName
 from hetero.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def embed(
             "still the same."
         ),
     ] = None,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -80,6 +81,9 @@ def embed(
         raise ConfigError("name a bundle: hetero embed BUNDLE --data PICTURES")
     made = load_bundle(bundle)
     chosen: Any = None if split is SplitName.all else split.value
+    if dry_run:
+        _plan(made, data, chosen, file or f"{format}{precision}", workers, output, json_)
+        return
     if output.suffix == ".safetensors":
         _refuse_folder_options(file, format, precision, store, engine, address)
         _one_file(made, data, chosen, output, json_, reporter(quiet))
@@ -111,6 +115,26 @@ def embed(
         **cost[0],
     }
     say(json_, value, f"{_line(output, account, into.job.space.id)}{cost[1]}")
+
+
+def _plan(
+    made: Bundle,
+    spec: str,
+    split: Split | None,
+    by_file: str,
+    workers: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Say what it would take; pictures are listed and some are read."""
+    from hetero import data
+    from hetero.stages import embedding, estimating
+
+    one = output.suffix == ".safetensors"
+    images = data.listed(embedding.source_of(spec, made))
+    rows = images.rows(split) if split else tuple(range(len(images)))
+    side = 1 if one else _cores() if workers == -1 else workers
+    planned(estimating.embedding(made, images, rows, side, by_file), as_json)
 
 
 def _cores() -> int:

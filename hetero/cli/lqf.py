@@ -9,7 +9,7 @@ import typer
 
 from hetero.cli._helpers import load_bundle, one_of, reporter, say, show_bundle
 from hetero.cli._options import Batch, Data, Formats, Json, Output, Quiet, Resume, Seed
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, need
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,6 +85,7 @@ def train(
     """Train the linearised model of a bundle's backbone on classes; writes an adaptation."""
     from dataclasses import asdict
 
+    need("train", *(["lqf"] if optimizer == "kfac" else []))
     from hetero import lqf
     from hetero.stages import adapting, embedding
 

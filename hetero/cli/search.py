@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from hetero.cli._helpers import (
     load_bundle,
     method_for,
     one_of,
+    planned,
     reporter,
     say,
     settings,
@@ -19,6 +20,7 @@ from hetero.cli._helpers import (
 from hetero.cli._options import (
     Batch,
     Data,
+    DryRun,
     Json,
     KeepGoing,
     Output,
@@ -28,7 +30,11 @@ from hetero.cli._options import (
     Seed,
     Set,
 )
-from hetero.errors import ConfigError
+from hetero.errors import ConfigError, need
+
+if TYPE_CHECKING:
+    from hetero.data import Images
+    from hetero.stages.estimating import Estimate
 
 nas = typer.Typer(no_args_is_help=True, help="What architecture search needs from devices.")
 
@@ -83,10 +89,12 @@ def search(
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the query architecture that fits a gallery model, within a budget."""
+    need("train", "nas")
     from hetero.fit import Settings
     from hetero.nas import Budget, Sampling, Which, load_space
     from hetero.stages import embedding, searching
@@ -113,6 +121,9 @@ def search(
     load_space(space)
     parent = load_bundle(gallery, "gallery")
     images = embedding.load_images(data, parent)
+    if dry_run:
+        planned(_plan(images, space, epochs, trials, probes + finalists, own_epochs), json_)
+        return
     told = reporter(quiet)
     method = method_for(method, images, told)
     outcome = searching.search(
@@ -137,6 +148,23 @@ def search(
         reporter=told,
     )
     show_bundle(outcome.bundle, json_)
+
+
+def _plan(
+    images: Images, space: str, epochs: int, trials: int, trained: int, own_epochs: int
+) -> Estimate:
+    """What a search would do; how long depends on what it finds."""
+    from hetero.stages.estimating import Estimate
+
+    facts = {
+        "pictures": f"{len(images.rows('train')):,} to train on, "
+        f"{len(images.rows('val')):,} to judge by",
+        "supernet": f"{space}, {epochs} epochs",
+        "architectures": f"{trials} looked at with inherited weights",
+        "models": f"{trained} trained on their own, the finalists {own_epochs} epochs",
+    }
+    why = "what a step of the supernet and of the architectures it finds costs"
+    return Estimate("search an architecture", facts, {"search": None}, None, why)
 
 
 def number(text: str) -> float:

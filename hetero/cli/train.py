@@ -12,6 +12,7 @@ from hetero.cli._helpers import (
     method_for,
     numbers,
     one_of,
+    planned,
     precision,
     preprocess_for,
     reporter,
@@ -22,6 +23,7 @@ from hetero.cli._helpers import (
 from hetero.cli._options import (
     Batch,
     Data,
+    DryRun,
     Json,
     KeepGoing,
     Mixed,
@@ -58,29 +60,35 @@ def gallery(
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a gallery model by classification; its weights define a new space."""
     from hetero.fit import Settings
     from hetero.heads import Margin
-    from hetero.stages import embedding
+    from hetero.stages import embedding, estimating
     from hetero.train import GalleryRecipe, train_gallery
 
     margin = one_of("--head", head, Margin)
+    images, prepared = embedding.load_images(data), preprocess_for(backbone, size)
+    how = Settings(
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        keep_going=keep_going,
+        mixed_precision=precision(mixed),
+        shard=shard,
+    )
+    if dry_run:
+        planned(estimating.training(images, backbone, dim, prepared, how), json_)
+        return
     bundle = train_gallery(
-        embedding.load_images(data),
+        images,
         GalleryRecipe(backbone, dim, margin),
-        preprocess_for(backbone, size),
-        Settings(
-            epochs=epochs,
-            batch=batch,
-            lr=lr,
-            seed=seed,
-            keep_going=keep_going,
-            mixed_precision=precision(mixed),
-            shard=shard,
-        ),
+        prepared,
+        how,
         output,
         resume=resume,
         reporter=reporter(quiet),
@@ -130,13 +138,14 @@ def query(
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a query model into a gallery bundle's space; labels are not needed."""
     from hetero.augment import Augment
     from hetero.fit import Settings
-    from hetero.stages import embedding
+    from hetero.stages import embedding, estimating
     from hetero.train import QueryRecipe, train_query, train_widths
 
     parent = load_bundle(gallery, "gallery")
@@ -153,6 +162,22 @@ def query(
         mixed_precision=precision(mixed),
         augment=Augment(mix=mix),
     )
+    if dry_run:
+        asked = numbers("--widths", widths, "0.25,0.5,1") if widths else (1.0,)
+        planned(
+            estimating.training(
+                images,
+                backbone,
+                parent.space.dim,
+                parent.preprocess,
+                how,
+                teacher=parent,
+                views=views,
+                models=len(asked),
+            ),
+            json_,
+        )
+        return
     if widths:
         made = train_widths(
             parent,

@@ -13,6 +13,7 @@ from hetero.cli._helpers import (
     load_bundle,
     numbers,
     one_of,
+    planned,
     precision,
     reporter,
     say,
@@ -21,6 +22,7 @@ from hetero.cli._helpers import (
 from hetero.cli._options import (
     Batch,
     Data,
+    DryRun,
     Json,
     KeepGoing,
     Mixed,
@@ -107,13 +109,14 @@ def train(
     seed: Seed = 0,
     resume: Resume = False,
     keep_going: KeepGoing = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a new gallery model into the old one's space; ends in a verdict on test classes."""
     from hetero.fit import Settings
     from hetero.heads import Margin
-    from hetero.stages import embedding, upgrading
+    from hetero.stages import embedding, estimating, upgrading
     from hetero.train import UpgradeRecipe, train_upgrade
 
     parent = load_bundle(old, "gallery")
@@ -132,6 +135,22 @@ def train(
         mixed_precision=precision(mixed),
         shard=shard,
     )
+    if dry_run:
+        tries = len(influences.split(",")) * len(regressions.split(",")) + free if sweep else 1
+        planned(
+            estimating.training(
+                images,
+                backbone,
+                dim or parent.space.dim,
+                parent.preprocess,
+                how,
+                teacher=parent,
+                views=views,
+                models=tries,
+            ),
+            json_,
+        )
+        return
     told = reporter(quiet)
     if sweep:
         if method != "bct+regression":

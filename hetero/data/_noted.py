@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hetero._files import canonical_json, write_atomically
-from hetero.errors import ConfigError, StorageError
+from hetero.errors import ConfigError, HeteroWarning, StorageError
 
 T = TypeVar("T")
 
@@ -48,4 +48,5 @@ def note(path: Path, schema: str, found: Mapping[str, Any], otherwise: str) -> N
     try:
         write_atomically(path, canonical_json(kept))
     except (ConfigError, StorageError, OSError) as error:
-        warnings.warn(f"{otherwise}, the cache cannot be written: {error}", stacklevel=3)
+        text = f"{otherwise}, the cache cannot be written: {error}"
+        warnings.warn(text, HeteroWarning, stacklevel=3)

@@ -12,7 +12,7 @@ from hetero import data
 from hetero.bundle import Bundle
 from hetero.data import Images, Split
 from hetero.embedder import Embedder
-from hetero.errors import ConfigError, DataError
+from hetero.errors import ConfigError, DataError, need
 from hetero.progress import Reporter
 from hetero.space import Embeddings
 
@@ -31,7 +31,14 @@ def source_of(spec: str, bundle: Bundle | None = None) -> str:
 
 
 def load_images(spec: str, bundle: Bundle | None = None) -> Images:
-    """The collection of this name, or, for an empty one, that a bundle was trained on."""
+    """The collection of this name, or, for an empty one, that a bundle was trained on.
+
+    Whoever asks embeds them next. Reading them can take long, so PyTorch is asked for first.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    need("train")
     return data.load(source_of(spec, bundle))
 
 
