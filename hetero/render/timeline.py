@@ -240,7 +240,7 @@ def _cell(p: Point, name: str) -> tuple[str, Change]:
     m = p.measured.get(name)
     changes = [x.change for x in p.remarks if x.name == name]
     order: tuple[Change, ...] = ("worse", "undecided", "better", "same")
-    change = min(changes, key=order.index, default="same")
+    change: Change = min(changes, key=order.index, default="same")
     return (words.number(m) if m else words.ABSENT), change
 
 
