@@ -204,3 +204,16 @@ def test_the_licence_is_apache_2():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License\n                           Version 2.0" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_no_python_is_claimed_that_is_not_tested():
+    # What docs/stability.md calls tested is what the classifiers say.
+    text = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    tested = re.search(r"^\| Python \| ([^|]+) \|", text, re.MULTILINE)
+    assert tested
+    claimed = {
+        c.rpartition(" ")[2]
+        for c in PROJECT["project"]["classifiers"]
+        if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", c)
+    }
+    assert claimed == set(tested[1].split(", "))
