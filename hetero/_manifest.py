@@ -149,7 +149,8 @@ def read(root: Path) -> Manifest:
         raw = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise BundleError(
-            f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train`"
+            f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train` "
+            "or `hetero adopt`"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({str(error)[:200]})") from error

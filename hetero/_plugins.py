@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 from types import ModuleType
 
 from hetero.errors import ConfigError
@@ -26,14 +28,38 @@ def load(package: str, name: str) -> ModuleType:
         return importlib.import_module(f"{package}.{name}")
     if "." in name and not name.startswith("."):
         try:
-            return importlib.import_module(name)
+            return own(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             raise ConfigError(
-                f"{kind} {name!r}: no module of this dotted path; is it on PYTHONPATH?"
+                f"{kind} {name!r}: no module of this dotted path, neither in the "
+                "working folder nor on PYTHONPATH"
             ) from error
     raise ConfigError(
         f"unknown {kind} {name!r}; there are {', '.join(names(package))}, "
         "or the dotted path of your own module"
     )
+
+
+def own(name: str) -> ModuleType:
+    """A module of the user's own, by its dotted path.
+
+    A program that pip installed does not look into the working folder. Here it does, last, so that
+    nothing there hides a library, and only where a name is found there.
+
+    Raises:
+        ModuleNotFoundError: There is no such module, or it misses one itself.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        top, here = name.partition(".")[0], os.getcwd()
+        file = os.path.join(here, top)
+        if error.name != top or here in sys.path or not top.isidentifier():
+            raise
+        if not (os.path.isfile(f"{file}.py") or os.path.isdir(file)):
+            raise
+    sys.path.append(here)  # stays: what the module imports later, and child processes, need it
+    importlib.invalidate_caches()
+    return importlib.import_module(name)

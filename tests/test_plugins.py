@@ -85,6 +85,16 @@ def test_a_library_that_is_missing_inside_a_path_that_begins_alike_is_not_mistak
         _plugins.load(METRICS, "theirs.twin")
 
 
+def test_a_module_in_the_working_folder_is_found_and_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "only_here_7391.py").write_text("import json\n")
+    (tmp_path / "json.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p not in ("", ".")])
+    assert _plugins.own("only_here_7391").json.loads("1") == 1
+    with pytest.raises(ModuleNotFoundError, match="nowhere_7391"):
+        _plugins.own("nowhere_7391.module")
+
+
 def test_a_missing_optional_library_says_what_to_install():
     with pytest.raises(MissingExtraError) as caught:
         require("a_library_nobody_has.part", "onnx")

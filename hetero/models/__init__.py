@@ -7,7 +7,6 @@ Anything else is ``package.module:function``, a user's own function that returns
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,11 +152,12 @@ def backbone(spec: str) -> nn.Module:
         built: object = _plugins.load(__name__, family).build(rest)
     else:
         try:
-            built = getattr(importlib.import_module(family), rest)()
+            built = getattr(_plugins.own(family), rest)()
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"backbone {spec!r}: cannot call {family}:{rest}() ({error}); "
-                "it has to be importable and to work without arguments; the families here are "
+                "it has to be in the working folder or on PYTHONPATH, and to work without "
+                "arguments; the families here are "
                 f"{', '.join(_plugins.names(__name__))}"
             ) from error
     if not isinstance(built, nn.Module):

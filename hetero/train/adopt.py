@@ -45,8 +45,8 @@ def adopt_gallery(
     Raises:
         ConfigError: `dim` is more than there are features, or than there are pictures less one.
     """
+    net = models.build(backbone, dim, preprocess.size_px)  # refuses before pictures are read
     pictures = gather(images, preprocess, reporter)
-    net = models.build(backbone, dim, preprocess.size_px)
     linear, norm = net.projection[0], net.projection[1]
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d)
