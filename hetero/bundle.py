@@ -81,6 +81,20 @@ class Bundle:
     root: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        """One line."""
+        m = self.manifest
+        return (
+            f"Bundle({m.role} {m.model.backbone} in {self.space.id}, {len(m.files)} files, "
+            f"{str(self.root)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from hetero.render import notebook
+
+        return notebook.bundle(self)
+
     # -- what it says ---------------------------------------------------------------------------
 
     @property

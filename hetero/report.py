@@ -148,6 +148,16 @@ class Report:
             "agreement": [x.to_json() for x in self.agreement],
         }
 
+    def __repr__(self) -> str:
+        """One line; the measurements are not in it."""
+        return f"Report({self.subject}: {self.verdict}, {len(self.measurements)} measurements)"
+
+    def _repr_html_(self) -> str:
+        """The verdict and the table of files, for notebooks."""
+        from hetero.render import notebook
+
+        return notebook.report(self)
+
     def save(self, path: Path) -> None:
         """Write `report.json`, atomically."""
         write_json(path, self.to_json())

@@ -110,6 +110,11 @@ class Embeddings:
             )
         self.vectors.setflags(write=False)
 
+    def __repr__(self) -> str:
+        """One line; the rows are not in it."""
+        n, d = self.vectors.shape
+        return f"Embeddings({n:,} x {d} in {self.space.id}, made by {self.made_by})"
+
     @classmethod
     def normalised(
         cls, space: Space, ids: Sequence[str], raw: Float[np.ndarray, "n d"], made_by: str

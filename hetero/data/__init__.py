@@ -127,6 +127,11 @@ class Images:
         """Sorted labels of one split."""
         return tuple(sorted({self.labels[row] for row in self.rows(split)}))
 
+    def __repr__(self) -> str:
+        """One line; nothing of each picture is in it."""
+        splits = ", ".join(f"{n:,} {s}" for s in SPLITS if (n := self.splits.count(s)))
+        return f"Images({self.name}: {splits}; {len(set(self.labels)):,} classes)"
+
     @property
     def digest(self) -> str:
         """SHA-256 of ids, labels, groups, splits and roles: the split's checksum."""
