@@ -18,6 +18,7 @@ from PIL import Image
 
 import hetero
 from hetero import cli
+from hetero.errors import EXTRAS
 
 pytest.importorskip("torch", reason="training needs the extra 'train'")
 pytest.importorskip("onnxruntime", reason="checking needs the extra 'onnx'")
@@ -264,7 +265,9 @@ def test_embed_stamps_vectors_with_their_space(run: Hetero, copy: Path) -> None:
 def test_devices_and_doctor_answer(run: Hetero) -> None:
     assert "local" in json.loads(run("devices", "--json").out)["devices"]
     checks = json.loads(run("doctor", "--json").out)["checks"]
-    assert {"hetero", "torch", "onnxruntime"} <= {c["check"] for c in checks}
+    assert {"hetero", "memory", "disk", *(f"extra {e}" for e in EXTRAS)} <= {
+        c["check"] for c in checks
+    }
 
 
 # -- bad input: one clear line, the right exit code, earlier results intact -----------------------

@@ -140,32 +140,21 @@ def _passport(found: Passport) -> dict[str, Any]:
 
 
 def installation() -> list[tuple[str, str, str, str]]:
-    """What is installed and what is not, as (check, status, detail, fix)."""
-    extras = {
-        "torch": "train",
-        "accelerate": "train",
-        "onnx": "onnx",
-        "onnxruntime": "onnx",
-        "litert_torch": "tflite",
-        "ai_edge_litert": "tflite",
-        "coremltools": "coreml",
-        "jinja2": "report",
-        "matplotlib": "report",
-        "timm": "timm",
-        "pyarrow": "parquet",
-        "ray": "ray",
-    }
+    """What is installed of each extra, as (check, status, detail, fix)."""
     from importlib.util import find_spec
 
+    from hetero.errors import EXTRAS
+
     found = [("hetero", "ok", f"{version('hetero')}, Python {platform.python_version()}", "")]
-    for module, extra in extras.items():
-        there = find_spec(module) is not None
-        name = module.replace("_", "-")
-        found.append(
-            (name, "ok", version(name), "")
-            if there
-            else (name, "warn", "not installed", f"pip install 'hetero[{extra}]'")
-        )
+    named = metadata.packages_distributions()
+    for extra, modules in EXTRAS.items():
+        lacking = [m for m in modules if find_spec(m) is None]
+        if lacking:
+            told, fix = f"without {', '.join(lacking)}", f"pip install 'hetero[{extra}]'"
+        else:
+            names = [named.get(m, [m.replace("_", "-")])[0] for m in modules]
+            told, fix = ", ".join(f"{n} {version(n)}" for n in names), ""
+        found.append((f"extra {extra}", "warn" if lacking else "ok", told, fix))
     return found
 
 
