@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hetero import baseline
 from hetero.cells import Cell, Pair
 from hetero.plane import Asked, Plane, Spot
 from hetero.report import Limit, Measurement, NotRun, Report
@@ -211,6 +212,16 @@ def passing() -> Report:
 def failing() -> Report:
     """A full report in which the int8 files fail."""
     return unjudged(broken=True).judged_by(LIMITS)
+
+
+def compared() -> Report:
+    """A report that is held to an earlier run, in which the int8 files were better."""
+    now, before = baseline.Run(failing(), None), baseline.Run(passing(), None, "runs/last-week")
+    limit = Limit("recall_at_1_lost_to_baseline", at_most=0.02, by="noninferiority")
+    lost = baseline.judged(baseline.compared(now, before), [limit])
+    facts = {**now.report.facts, "baseline": baseline.note(now, before)}
+    rows = (*now.report.measurements, *lost)
+    return replace(now.report, measurements=rows, facts=facts)
 
 
 def runs_over_time(folder: Path) -> None:

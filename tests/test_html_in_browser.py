@@ -11,7 +11,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from sample_report import diagnosis, failing, fleet, passing, plane, runs_over_time
+from sample_report import compared, diagnosis, failing, fleet, passing, plane, runs_over_time
 from test_render import evil
 
 from hetero import timeline
@@ -101,7 +101,7 @@ def test_the_check_itself_sees_requests_and_console_errors(tmp_path):
     assert any("boom" in line for line in seen.console)
 
 
-@pytest.mark.parametrize("make", [passing, failing, fleet, evil])
+@pytest.mark.parametrize("make", [passing, failing, fleet, compared, evil])
 def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp_path):
     made: Report = make()
     text = html.render(made, plane(), diagnosis() if make is evil else None)
@@ -132,7 +132,7 @@ def test_the_page_of_runs_over_time_asks_for_nothing_and_has_no_errors(tmp_path)
 WIDTHS = (360, 768, 820, 1280)
 
 
-@pytest.mark.parametrize("make", [failing, fleet, history])
+@pytest.mark.parametrize("make", [failing, fleet, compared, history])
 def test_the_page_does_not_scroll_sideways(make, tmp_path):
     # Headless windows have a least width, so the page is put into frames as wide as what it is
     # read on, all of them at once.

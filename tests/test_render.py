@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sample_report import DEVICE, LIMITS, example, failing, fleet, found, passing, unjudged
+from sample_report import (
+    DEVICE,
+    LIMITS,
+    compared,
+    example,
+    failing,
+    fleet,
+    found,
+    passing,
+    unjudged,
+)
 
 from hetero.cells import Pair
 from hetero.errors import ConfigError
@@ -696,3 +706,14 @@ def test_headings_go_down_by_one_and_every_section_is_in_the_list(rendered):
     assert {x.removeprefix("#") for x in links} <= ids
     titled = {a["id"] for name, a in page.elements if name == "h2"}
     assert {x.removeprefix("#") for x in links} == titled | {"content"}
+
+
+def test_a_run_that_is_held_to_an_earlier_one_says_what_became_worse():
+    report = compared()
+    worse = [m for m in report.measurements if m.name == "recall_at_1_lost_to_baseline"]
+    assert "fail" in {m.outcome for m in worse}
+    for text in (html.render(report), markdown.render(report)):
+        assert "Against the" in text
+        assert "runs/last-week" in text
+        assert "Recall@1 lost to the baseline" in text
+    assert "Against the" not in html.render(failing())

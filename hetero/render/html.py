@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hetero.errors import ConfigError
-from hetero.render import _agreement, _plane, _verdict, _view, _words, plots
+from hetero.render import _agreement, _baseline, _plane, _verdict, _view, _words, plots
 from hetero.render._beside import diagnosed as _diagnosed
 from hetero.render._page import page
 from hetero.report import Measurement, Report
@@ -50,6 +50,7 @@ def render(
         corners=_corners(report),
         corner_rows=_corner_rows(report),
         baselines=_baselines(report),
+        earlier=_baseline.rows(report),
         plots=plots.plots(report),
         examples=[_example(x, at, name) for at, x in enumerate(report.examples, 1)],
         not_run=[(name(x.device, x.format, x.precision), x.reason) for x in report.not_run],
