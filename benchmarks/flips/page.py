@@ -110,7 +110,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`: classifiers `{size['backbone']}` ({raw['macs'] / 1e6:.1f} MMAC), {size['epochs']} epochs; the old one trained on "
         f"{size['pictures'] // 2:,} pictures, the new one on {size['pictures']:,}; {raw['models']} models, {raw['cpu_s'] / 60:.0f} CPU minutes. "
         f"{n:,} test pictures, in percent, mean over seeds {', '.join(str(s['seed']) for s in raw['seeds'])}, lowest and highest. Relative: negative flips "
-        f"over those that independent errors would give. Strengths chosen by validation pictures at the first seed: {chosen}. ELODI's rows and the "
+        f"over those that independent errors would give. Strengths chosen at the first seed by {raw['sweep_plain']['n']:,} validation pictures: {chosen}. ELODI's rows and the "
         f"ensemble's compare with an old side of their own kind; the ensembles have {len(raw['seeds'])} members.",
         "",
         "| new model | error, old | error | negative flips | relative | positive flips |",

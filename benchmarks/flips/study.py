@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hetero.data import Images
+from hetero.data import Images, Split
 
 #: Of the old models' training pictures: "50 % to 100 % samples" of arXiv:2011.09161.
 OLD_SHARE = 0.5
@@ -18,11 +19,17 @@ OLD_SHARE = 0.5
 #: Strengths tried at the first seed, by method; the one kept is chosen by validation pictures.
 SWEEP: Mapping[str, tuple[float, ...]] = {
     "naive": (2.0,),
-    "focal_kl": (0.3, 1.0, 3.0),
-    "focal_logit": (0.1, 0.3, 1.0),
-    "ldi": (1.0, 4.0),
+    "focal_kl": (0.03, 0.1, 0.3, 1.0, 3.0),
+    "focal_logit": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "ldi": (0.1, 0.3, 1.0, 4.0),
     "bct": (1.0,),
 }
+
+#: Validation pictures that strengths are chosen by: all there are. A training watches fewer.
+JUDGED = 1_000_000
+
+#: Splits whose logits are kept.
+SCORED: tuple[Split, ...] = ("val", "test")
 
 #: A strength is kept out if it costs more error than this on validation pictures.
 MOST_ERROR = 0.01
@@ -123,10 +130,17 @@ def rest(size: Size, kept: Mapping[str, float]) -> list[Job]:
     return jobs
 
 
-def fewer(images: Images, count: int, share: float, test: int) -> Images:
+def fewer(images: Images, count: int, share: float, test: int, val: int = 0) -> Images:
     """The collection with `share` of `count` training pictures, and at most `test` test pictures.
 
     Pictures are taken in the order of their ids' hashes, so that fewer are a part of more.
+
+    Args:
+        images: All of them.
+        count: Training pictures, of which `share` are taken.
+        share: 0..1.
+        test: Test pictures.
+        val: Validation pictures; 0 for the few that a training watches.
     """
 
     def place(row: int) -> bytes:
@@ -134,7 +148,7 @@ def fewer(images: Images, count: int, share: float, test: int) -> Images:
 
     train = sorted(images.rows("train"), key=place)[: round(count * share)]
     tested = sorted(images.rows("test"), key=place)[:test]
-    val = sorted(images.rows("val"), key=place)[: max(200, count // 9)]
+    val = sorted(images.rows("val"), key=place)[: val or max(200, count // 9)]
     rows = sorted([*train, *val, *tested])
     return replace(
         images,
@@ -164,11 +178,17 @@ def done(job: Job, data: str, size: Size, work: Path) -> dict[str, Any]:
     root = work / job.folder
     note = root.with_name(f"{root.name}.json")  # a name may have a point in it
     asked = json.loads(json.dumps({"job": asdict(job), "size": asdict(size)}))
+    whole = sources.load(data)
+    judged = fewer(whole, size.pictures, job.share, size.test, JUDGED)
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
         if {k: kept[k] for k in asked} == asked:
+            _answer(Bundle.load(root), root, judged)
             return kept
-    images = fewer(sources.load(data), size.pictures, job.share, size.test)
+        # Of other settings: nothing of it is of use.
+        note.unlink()
+        shutil.rmtree(root, ignore_errors=True)
+    images = fewer(whole, size.pictures, job.share, size.test)
     # Light views: small pictures of things that a mirror leaves what they are.
     views = Augment(0, 0, 0, 0.1, 0.5, 0.1, 0, 0)
     begun = time.process_time()
@@ -185,11 +205,8 @@ def done(job: Job, data: str, size: Size, work: Path) -> dict[str, Any]:
         resume=True,
         reporter=Reporter(quiet=True),
     )
+    _answer(bundle, root, judged)
     net = models.load_any(bundle)
-    for split in ("val", "test"):
-        rows = images.rows(split)
-        pixels = images.pixels(rows, bundle.preprocess)
-        np.save(root / f"{split}.npy", models.embed_pixels(net, bundle.preprocess, pixels))
     # Only to know whether the model was trained long enough to be judged; no result.
     rows = images.rows("train")[:2000]
     logits = models.embed_pixels(net, bundle.preprocess, images.pixels(rows, bundle.preprocess))
@@ -203,6 +220,21 @@ def done(job: Job, data: str, size: Size, work: Path) -> dict[str, Any]:
     }
     note.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _answer(bundle: Any, root: Path, images: Images) -> None:
+    """Store the logits of all pictures that are scored, where they are not there."""
+    import numpy as np
+
+    from hetero import models
+
+    net = models.load_any(bundle)
+    for split in SCORED:
+        rows, path = images.rows(split), root / f"{split}.npy"
+        if path.exists() and len(np.load(path, mmap_mode="r", allow_pickle=False)) == len(rows):
+            continue
+        pixels = images.pixels(rows, bundle.preprocess)
+        np.save(path, models.embed_pixels(net, bundle.preprocess, pixels))
 
 
 def score(
