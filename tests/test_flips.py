@@ -55,6 +55,7 @@ def good() -> dict[str, Any]:
             {"seed": s, "scores": copy.deepcopy(scores), "fitted": {"none": 0.95}} for s in range(3)
         ],
         "ensemble": rates(0.18, 0.02),
+        "sweep_plain": rates(0.2, 0.06),
         "sweep_test": {"focal_kl": {"1": rates(0.2, 0.03)}},
     }
 
