@@ -300,7 +300,7 @@ def test_a_stored_run_is_held_to_another_without_running_anything(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("junitparser", reason="reports need the extra 'report'")
-    monkeypatch.setattr("hetero.render.html.render", lambda report: "")  # seconds, of others' tests
+    monkeypatch.setattr("hetero.render.html.render", lambda *given: "")  # seconds, of others' tests
     before = stored(a_run({ONNX: [1.0] * 300}), tmp_path / "before")
     now = stored(a_run({ONNX: [0.0] * wrong + [1.0] * (300 - wrong)}), tmp_path / "now")
     got, out = report(monkeypatch, capfd, now, "--baseline", before)

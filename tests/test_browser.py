@@ -819,7 +819,7 @@ def controlled(tmp_path):
         browser.close_all()
 
 
-SLOW = {"slow_ms": 40}
+SLOW = {"slow_ms": 150}
 MANY = tiny_pixels(12)
 
 

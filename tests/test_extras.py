@@ -41,7 +41,12 @@ def hetero(folder: Path, *arguments: str) -> tuple[int, list[str]]:
     done = subprocess.run(
         [sys.executable, "-P", "-c", BARE, *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "",
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder.with_name(f"{folder.name}-logs")),
+        },
         capture_output=True,
         text=True,
     )

@@ -134,7 +134,8 @@ def test_every_command_and_every_public_name_is_in_the_reference(pages: dict[Pat
     by_name = {path.name: page for path, page in pages.items() if path.parent.name == "reference"}
     commands = list(_commands(get_command(app), ("hetero",)))
     assert len(commands) > 20
-    assert {"-".join(c) for c in commands} <= by_name["cli.html"].anchors
+    anchors = {"-".join(c) for c in commands if len(c) > 1}  # `hetero` itself is the page
+    assert anchors <= by_name["cli.html"].anchors
     assert {f"hetero.{n}" for n in hetero.__all__} <= by_name["python.html"].anchors
     assert "hetero.methods.csd.Method" in by_name["hetero.methods.html"].anchors
 
