@@ -56,6 +56,7 @@ def good() -> dict[str, Any]:
         ],
         "ensemble": rates(0.18, 0.02),
         "sweep_plain": rates(0.2, 0.06),
+        "sweep": {"focal_kl": {"1": {"val": rates(0.2, 0.03)}}},
         "sweep_test": {"focal_kl": {"1": rates(0.2, 0.03)}},
     }
 
@@ -217,3 +218,10 @@ def test_cifar_keeps_its_test_pictures_and_holds_a_tenth_of_the_others_back(tmp_
         file.writestr("cat/1.jpg", b"")
     with pytest.raises(DataError, match=r"cat/1\.jpg in it; expected train/CLASS"):
         load(f"benchmarks.data.cifar10:{path}")
+
+
+def test_a_sweep_that_is_dear_at_its_weakest_says_so() -> None:
+    raw = good()
+    assert "weakest" not in section("toy", raw)
+    raw["sweep"]["focal_kl"]["1"]["val"] = rates(0.25, 0.03)
+    assert "costs 5.0 points" in section("toy", raw)
