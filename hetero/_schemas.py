@@ -15,6 +15,17 @@ from typing import Any
 
 from hetero.errors import BundleError, ConfigError
 
+#: What taking a file apart raises where its content is not what we write.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
 #: The content of a file of one version in, that of the next version out.
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -144,11 +144,16 @@ def need(*extras: str) -> None:
         MissingExtraError: A library of one of them is not installed; the line names all of them,
             and one command that installs them.
     """
-    lacking = {e: [m for m in EXTRAS.get(e, ()) if find_spec(m) is None] for e in extras}
+    lacking = {e: absent(e) for e in extras}
     if not any(lacking.values()):
         return
     modules = list(dict.fromkeys(m for found in lacking.values() for m in found))
     raise MissingExtraError(_install(modules, [e for e, found in lacking.items() if found]))
+
+
+def absent(extra: str) -> list[str]:
+    """The modules of an extra that are not installed."""
+    return [m for m in EXTRAS.get(extra, ()) if find_spec(m) is None]
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:

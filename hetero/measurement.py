@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,13 @@ from hetero.errors import ConfigError
 from hetero.verdict import Decision, Evidence, decide
 
 Outcome = Literal["pass", "fail", "inconclusive", "unjudged"]
+
+_GRAVEST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass", "unjudged")
+
+
+def gravest(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome that a reader must not miss."""
+    return min(outcomes, key=_GRAVEST.index, default="unjudged")
 
 
 def finite(value: float) -> float | None:

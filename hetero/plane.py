@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hetero import _schemas
 from hetero._files import write_json
 from hetero.check import Place, Reference
 from hetero.errors import BundleError, DataError
 from hetero.metrics import per_query
+from hetero.retrieval import Ranks
 from hetero.space import Embeddings
 
 SCHEMA = "hetero.plane/1"
@@ -128,21 +130,11 @@ class Plane:
         """
         try:
             raw = json.loads(path.read_bytes())
-            if raw["schema"] != SCHEMA:
-                raise BundleError(f"{path}: schema {raw['schema']!r}, expected {SCHEMA!r}")
+            _schemas.check(path, raw["schema"], SCHEMA, again="check again")
             return cls._from_json(raw)
         except BundleError:
             raise
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-            DataError,
-        ) as error:
+        except (*_schemas.UNREADABLE, DataError) as error:
             raise BundleError(f"{path}: cannot be read as a plane ({error!r})") from error
 
     @classmethod
@@ -189,19 +181,22 @@ def components(
     return centre, axes, (x, y)
 
 
-def lay(reference: Reference, place: Place, candidate: Embeddings) -> Plane | None:
+def lay(
+    reference: Reference, place: Place, candidate: Embeddings, ranks: Ranks | None = None
+) -> Plane | None:
     """Classes that lost most by a file, and then those with most queries, on a plane.
 
     Args:
         reference: What PyTorch gave.
         place: Which file.
         candidate: The file's vectors of the queries.
+        ranks: What they find in the gallery's index, where that is known already.
 
     Returns:
         None where fewer than two classes, or fewer than three pictures of the gallery, are there.
     """
     task = reference.task
-    ranks = task.rank(candidate, reference.gallery)
+    ranks = ranks or task.rank(candidate, reference.gallery)
     right = [
         dict(zip(r.queries.tolist(), (per_query("recall", r) > 0).tolist(), strict=True))
         for r in (reference.ranks, ranks)

@@ -18,7 +18,7 @@ from hetero import _schemas
 from hetero._files import write_json
 from hetero.cells import Cell, Obstacle, Pair
 from hetero.cells import NotRun as NotRun  # here, too, because a report is made of them
-from hetero.errors import BundleError, ConfigError, DataError
+from hetero.errors import BundleError, ConfigError
 from hetero.measurement import Limit as Limit
 from hetero.measurement import Measurement as Measurement
 from hetero.measurement import Outcome as Outcome
@@ -194,17 +194,7 @@ class Report:
             )
         except BundleError:
             raise
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-            ConfigError,
-            DataError,
-        ) as error:
+        except (*_schemas.UNREADABLE, ConfigError) as error:
             raise BundleError(f"{path}: cannot be read as a report ({error!r})") from error
 
 

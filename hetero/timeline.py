@@ -21,7 +21,7 @@ from typing import Literal
 
 from hetero.errors import ConfigError
 from hetero.history import Entry, session_ratio
-from hetero.measurement import Measurement, Outcome
+from hetero.measurement import Measurement, Outcome, gravest
 from hetero.report import Report
 
 Change = Literal["worse", "better", "same", "undecided"]
@@ -191,8 +191,7 @@ def _points(number: int, report: Report) -> dict[tuple[str, str, str], Point]:
         for m in rows:
             if m.name in FOLLOWED and math.isfinite(m.value):
                 known.setdefault(m.name, m)
-        gravest = max((m.outcome for m in rows), key=lambda x: (_RANK[x], x == "pass"))
-        out[place] = Point(number, known, gravest)
+        out[place] = Point(number, known, gravest(m.outcome for m in rows))
     return out
 
 

@@ -155,7 +155,8 @@ def test_on_a_narrow_terminal_no_line_is_longer_than_it(tmp_path):
 
     runs_over_time(tmp_path)
     runs = [
-        reviewing._run(tmp_path / n / "report.json", tmp_path, tmp_path) for n in ("1", "2", "3")
+        reviewing._run(path, Report.load(path), tmp_path, tmp_path)
+        for path in (tmp_path / n / "report.json" for n in ("1", "2", "3"))
     ]
     for width in (60, 80):
         text = io.StringIO()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hetero._schemas import UNREADABLE
 from hetero.errors import BundleError
 from hetero.render import _words as words
 from hetero.report import Report
@@ -54,15 +55,7 @@ def diagnosis(folder: Path, report: Report) -> Mapping[str, Any] | None:
                 return dict(found)
         except FileNotFoundError:
             continue
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except UNREADABLE as error:
             if path.is_relative_to(folder):
                 raise BundleError(f"{path}: cannot be read as a diagnosis ({error!r})") from error
     return None

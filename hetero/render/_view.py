@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hetero.measurement import gravest
 from hetero.render import _words as words
 from hetero.report import REFERENCE, Measurement, NotRun, Outcome, Report
 
@@ -13,13 +14,6 @@ Place = tuple[str, str, str]
 
 #: The models as a whole, and the query model in PyTorch, which the files are held against.
 MODELS: Place = ("", "", "")
-
-_GRAVEST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass", "unjudged")
-
-
-def gravest(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcome that a reader must not miss."""
-    return min(outcomes, key=_GRAVEST.index, default="unjudged")
 
 
 @dataclass(frozen=True)

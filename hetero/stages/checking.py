@@ -123,7 +123,9 @@ def check(
     if worst is not None:
         _, run, held = worst
         shown = measuring.examples(held, run.place, run.vectors, pictures)
-        if (found_plane := plane.lay(held, run.place, run.vectors)) is not None:
+        if (
+            found_plane := plane.lay(held, run.place, run.vectors, ranked[run.place][1])
+        ) is not None:
             found_plane.save(output / plane.FILE)
     report = Report(
         subject=f"{query.manifest.model.backbone} ({query.manifest.recipe.get('method', '')}) "

@@ -141,15 +141,12 @@ def _passport(found: Passport) -> dict[str, Any]:
 
 def installation() -> list[tuple[str, str, str, str]]:
     """What is installed of each extra, as (check, status, detail, fix)."""
-    from importlib.util import find_spec
-
-    from hetero.errors import EXTRAS
+    from hetero.errors import EXTRAS, absent
 
     found = [("hetero", "ok", f"{version('hetero')}, Python {platform.python_version()}", "")]
     named = metadata.packages_distributions()
     for extra, modules in EXTRAS.items():
-        lacking = [m for m in modules if find_spec(m) is None]
-        if lacking:
+        if lacking := absent(extra):
             told, fix = f"without {', '.join(lacking)}", f"pip install 'hetero[{extra}]'"
         else:
             names = [named.get(m, [m.replace("_", "-")])[0] for m in modules]

@@ -34,9 +34,9 @@ def review(folders: Sequence[Path], output: Path, *, reporter: Reporter) -> tupl
     """
     from hetero.render import timeline as rendering
 
-    found = dict.fromkeys(path.resolve() for x in folders for path in _reports(x, reporter))
+    found = {path.resolve(): report for x in folders for path, report in _reports(x, reporter)}
     above = Path(os.path.commonpath([path.parent.parent for path in found]))
-    runs = tuple(_run(path, output.resolve(), above) for path in found)
+    runs = tuple(_run(path, report, output.resolve(), above) for path, report in found.items())
     told = timeline.stories(runs)
     page = rendering.page(told)
     make_folder(output)
@@ -44,20 +44,20 @@ def review(folders: Sequence[Path], output: Path, *, reporter: Reporter) -> tupl
     return told
 
 
-def _reports(folder: Path, reporter: Reporter) -> Iterator[Path]:
+def _reports(folder: Path, reporter: Reporter) -> Iterator[tuple[Path, Report]]:
     own = folder / "report.json"
     if own.is_file():
-        yield own
+        yield own, Report.load(own)
         return
     found = False
     for path in sorted(folder.rglob("report.json")):
         try:
-            Report.load(path)
+            report = Report.load(path)
         except BundleError as error:
             reporter.line(f"passed over: {error}")
         else:
             found = True
-            yield path
+            yield path, report
     if not found:
         raise ConfigError(
             f"{folder}: no report.json in it, nor in a folder below; `hetero check -o FOLDER` and "
@@ -65,9 +65,8 @@ def _reports(folder: Path, reporter: Reporter) -> Iterator[Path]:
         )
 
 
-def _run(path: Path, output: Path, above: Path) -> Run:
+def _run(path: Path, report: Report, output: Path, above: Path) -> Run:
     """The run of a report.json, called by its folder as seen from `above`."""
-    report = Report.load(path)
     at = report.facts.get("measured", "")
     dated = _utc(at) is not None
     when = _utc(at) or datetime.fromtimestamp(path.stat().st_mtime, UTC)
