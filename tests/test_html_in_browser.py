@@ -14,9 +14,8 @@ import pytest
 from sample_report import compared, diagnosis, failing, fleet, passing, plane, runs_over_time
 from test_render import evil
 
-from hetero import timeline
+from hetero.progress import Reporter
 from hetero.render import _verdict, html
-from hetero.render import timeline as timelines
 from hetero.report import Report
 from hetero.stages import reviewing
 
@@ -118,8 +117,8 @@ def test_the_page_shows_the_verdict_asks_for_nothing_and_has_no_errors(make, tmp
 
 def history(folder: Path) -> str:
     runs_over_time(folder)
-    found = [reviewing._run(folder / n / "report.json", folder, folder) for n in ("1", "2", "3")]
-    return timelines.page(timeline.stories(found))
+    reviewing.review([folder], folder, reporter=Reporter(quiet=True))
+    return (folder / reviewing.PAGE).read_text(encoding="utf-8")
 
 
 def test_the_page_of_runs_over_time_asks_for_nothing_and_has_no_errors(tmp_path):

@@ -13,6 +13,7 @@ from sample_report import DEVICE, failing, passing, runs_over_time
 
 from hetero import timeline
 from hetero.errors import ConfigError
+from hetero.progress import Reporter
 from hetero.report import Measurement, Report
 from hetero.timeline import Run
 
@@ -154,13 +155,10 @@ def test_on_a_narrow_terminal_no_line_is_longer_than_it(tmp_path):
     from hetero.stages import reviewing
 
     runs_over_time(tmp_path)
-    runs = [
-        reviewing._run(path, Report.load(path), tmp_path, tmp_path)
-        for path in (tmp_path / n / "report.json" for n in ("1", "2", "3"))
-    ]
+    told = reviewing.review([tmp_path], tmp_path, reporter=Reporter(quiet=True))
     for width in (60, 80):
         text = io.StringIO()
         console = Console(file=text, width=width, force_terminal=True, color_system=None)
-        rendering.show(timeline.stories(runs), console)
+        rendering.show(told, console)
         assert max(map(len, text.getvalue().splitlines())) <= width
         assert "regression" in text.getvalue()
