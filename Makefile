@@ -74,13 +74,13 @@ wheel-test: $(READY)  ## sdist, wheel from it, twice, empty environment, import 
 	@echo "wheel-test: passed"
 
 # The tests that need no framework: what a newer Python breaks, it breaks there first.
-LIGHT := bundle check errors evaluate history metrics packaging preprocess report retrieval schemas \
+LIGHT := bundle check evaluate extras history metrics packaging preprocess report retrieval schemas \
 	sequential slices space tree verdict verification versions
 test-python:  ## the light tests by another interpreter: make test-python PYTHON=python3.13
 	rm -rf build/python
 	$(PYTHON) -m venv build/python
 	build/python/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-	  -e '.[report,fleet]' pytest pytest-xdist hypothesis jsonschema beartype
+	  -e '.[report,fleet]' pytest pytest-xdist hypothesis jsonschema beartype psutil
 	OMP_NUM_THREADS=1 build/python/bin/python -m pytest -q -p no:cacheprovider \
 	  $(foreach name,$(LIGHT),$(wildcard tests/test_$(name).py)) $(ARGS)
 

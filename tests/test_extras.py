@@ -101,3 +101,18 @@ def test_a_module_of_no_extra_is_not_explained_away():
     assert missing_extra(ModuleNotFoundError("x", name="a_library_nobody_has")) is None
     found = missing_extra(ModuleNotFoundError("x", name="torch.nn"))
     assert str(found) == "torch is not installed; run: pip install 'hetero[train]'"
+
+
+def test_the_doctor_names_versions_other_than_those_tested(monkeypatch):
+    from hetero.stages import inspecting
+
+    ours = dict(inspecting.tested())
+    assert ours["jinja2"] == inspecting.version("jinja2")
+    assert [s for c, s, *_ in inspecting.installation() if c == "extra report"] == ["ok"]
+    monkeypatch.setattr(inspecting, "tested", lambda: {**ours, "jinja2": "1.0"})
+    found = {c: rest for c, *rest in inspecting.installation()}
+    status, told, fix = found["extra report"]
+    assert (status, told.partition("; ")[2]) == ("warn", "tested with Jinja2 1.0")
+    assert fix.startswith("pip install -c ")
+    assert fix.endswith("constraints.txt 'hetero[report]'")
+    assert found["extra fleet"][0] == "ok"

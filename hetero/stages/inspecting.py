@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from hetero.space import Embeddings
 
 #: Of an adaptation of a linearised model; its module needs PyTorch, and this one does not.
 ADAPTATION = "hetero.adaptation/1"
+
+#: The versions that were tested together, for pip's `-c`.
+TESTED = Path(__file__).resolve().parent.parent / "constraints.txt"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -140,19 +144,43 @@ def _passport(found: Passport) -> dict[str, Any]:
 
 
 def installation() -> list[tuple[str, str, str, str]]:
-    """What is installed of each extra, as (check, status, detail, fix)."""
+    """What is installed of each extra, as (check, status, detail, fix).
+
+    A version that is not the one tested is a warning: most will do, and where something fails it
+    is the first thing to know.
+    """
     from hetero.errors import EXTRAS, absent
 
     found = [("hetero", "ok", f"{version('hetero')}, Python {platform.python_version()}", "")]
-    named = metadata.packages_distributions()
+    named, right = metadata.packages_distributions(), tested()
     for extra, modules in EXTRAS.items():
         if lacking := absent(extra):
             told, fix = f"without {', '.join(lacking)}", f"pip install 'hetero[{extra}]'"
         else:
             names = [named.get(m, [m.replace("_", "-")])[0] for m in modules]
             told, fix = ", ".join(f"{n} {version(n)}" for n in names), ""
-        found.append((f"extra {extra}", "warn" if lacking else "ok", told, fix))
+            others = [
+                f"{n} {right[_plain(n)]}"
+                for n in names
+                if right.get(_plain(n), version(n)) != version(n).partition("+")[0]
+            ]
+            if others:
+                told += f"; tested with {', '.join(others)}"
+                fix = f"pip install -c {TESTED} 'hetero[{extra}]'"
+        found.append((f"extra {extra}", "warn" if fix else "ok", told, fix))
     return found
+
+
+def tested() -> dict[str, str]:
+    """The versions that were tested together: distribution, as PyPI spells it, to version."""
+    lines = TESTED.read_text(encoding="utf-8").splitlines()
+    pairs = (x.partition(";")[0].strip().partition("==") for x in lines if "==" in x)
+    return {_plain(name): version for name, _, version in pairs}
+
+
+def _plain(name: str) -> str:
+    """A distribution's name as PyPI compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def version(name: str) -> str:
