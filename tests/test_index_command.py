@@ -52,7 +52,10 @@ def test_what_is_built_is_searched(run, tmp_path):
     code, out, _ = run("build", "exact:ix", "one", "two", "--json")
     assert (code, json.loads(out)["rows"], json.loads(out)["made"]) == (0, 5, True)
     code, out, _ = run("search", "exact:ix", "asked", "-k", "2", "-o", "found.json")
-    assert (code, out) == (0, "q: b 1.000, d 0.999\nr: e 1.000, c 0.017\n")
+    assert (code, out) == (
+        0,
+        "q\n   1  1.000  b\n   2  0.999  d\nr\n   1  1.000  e\n   2  0.017  c\n",
+    )
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     assert found["q"][1] == {"id": "d", "cosine": round(float(np.cos(np.radians(2))), 6)}
 
@@ -66,9 +69,12 @@ def test_more_rows_come_into_an_index_and_replace_only_if_they_are_told_to(run, 
     assert code == 2
     assert "exact index ix: 1 of 2 ids are in the index already, first 'b'" in said
     assert "--replace" in said
-    assert run("search", "exact:ix", "asked")[1] == "q: b 0.500, a 0.000\n"
+    assert run("search", "exact:ix", "asked")[1] == "q\n   1  0.500  b\n   2  0.000  a\n"
     assert "3 rows" in run("build", "exact:ix", "two", "--replace", "-q")[1]
-    assert run("search", "exact:ix", "asked")[1] == "q: b 1.000, c 0.866, a 0.000\n"
+    assert (
+        run("search", "exact:ix", "asked")[1]
+        == "q\n   1  1.000  b\n   2  0.866  c\n   3  0.000  a\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_two_generations_are_searched_as_one(run, tmp_path):
     run("build", "exact:before", "old", "-q")
     run("build", "exact:after", "new", "-q")
     found = run("search", "exact:before", "asked", "--newer", "exact:after", "-k", "2")[1]
-    assert found == "q: b 0.940, c 0.766\nr: a 1.000, c 0.643\n"
+    assert found == "q\n   1  0.940  b\n   2  0.766  c\nr\n   1  1.000  a\n   2  0.643  c\n"
 
 
 # -- recall ---------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def build(
         json_,
         value,
         f"{spec}: {done.rows:,} rows of space {done.space.id}, {done.added:,} of them from "
-        f"{len(files)} files in {done.seconds:.1f} s ({kind})",
+        f"{len(files)} file{'' if len(files) == 1 else 's'} in {done.seconds:.1f} s ({kind})",
     )
 
 
@@ -113,7 +113,7 @@ def search(
     if output is not None:
         write_json(output, value)
     lines = [
-        f"{name}: " + ", ".join(f"{i} {s:.3f}" for i, s in zip(line, scores, strict=False))
+        "\n".join([name, *(f"{n:4}  {scores[n - 1]:.3f}  {i}" for n, i in enumerate(line, 1))])
         for name, line, scores in zip(asked.ids, found.ids, found.scores, strict=True)
     ]
     shown = lines[:10] + ([f"and {len(lines) - 10} more queries"] if len(lines) > 10 else [])

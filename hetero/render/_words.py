@@ -269,6 +269,7 @@ def rates(m: Measurement) -> str:
     if limit is None or limit.at_most is None:
         return ""
     margin = _with_unit(f"{_scaled(limit.at_most, _kind(m)):g}", unit(m))
+    margin = "1 point" if margin == "1 points" else margin
     return f"margin {margin} (alpha {100 * limit.alpha:g} %, beta {100 * limit.beta:g} %)"
 
 

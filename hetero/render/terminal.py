@@ -17,7 +17,8 @@ _COLOURS = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "unju
 _SIGNS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "unjudged": ""}
 _HOW = {"emulated": "yellow", "reference": "dim"}
 
-#: Short headings, and in which order columns go where a terminal is too narrow for all of them.
+#: Short headings, and in which order columns go where a terminal is too narrow for all of them;
+#: "execution" is the one that is no measurement.
 _SHORT = {
     "peak_memory": "memory",
     "load_time": "load",
@@ -33,6 +34,7 @@ _SHORT = {
     "latency_p50_ratio": "p50 ratio",
     "detectable_slowdown": "would find",
     "latency_ratio": "B over A",
+    "execution": "execution",
     "recall_at_1_lost": "lost",
     "heterogeneous_recall_at_1": "R@1",
 }
@@ -51,9 +53,12 @@ def show(report: Report, console: Console) -> None:
     from rich.measure import Measurement
 
     unbounded = console.options.update(width=10_000)
+    content = _view.table(report)
+    there = {column.name for column in content.columns}
+    there |= {"execution"} if content.says_how else set()
     left_out: list[str] = []
     shown = table(report)
-    for name in _SHORT:
+    for name in (x for x in _SHORT if x in there):
         if Measurement.get(console, unbounded, shown).maximum <= console.width:
             break
         left_out.append(name)
@@ -87,7 +92,7 @@ def table(report: Report, left_out: Collection[str] = ()) -> Table:
 
     Args:
         report: Judged or not.
-        left_out: Names of measurements that get no column.
+        left_out: What gets no column: names of measurements, and "execution".
     """
     from rich import box
     from rich.table import Table
@@ -102,7 +107,8 @@ def table(report: Report, left_out: Collection[str] = ()) -> Table:
         if content.columns[at].unit:
             head.append(f"\n{content.columns[at].unit}", style="dim")
         out.add_column(head, justify="right", no_wrap=True)
-    if content.says_how:
+    says_how = content.says_how and "execution" not in left_out
+    if says_how:
         out.add_column("Execution", no_wrap=True)
     out.add_column("Outcome", no_wrap=True)
     for row in content.rows:
@@ -118,7 +124,7 @@ def table(report: Report, left_out: Collection[str] = ()) -> Table:
         out.add_row(
             Text(row.name),
             *cells,
-            *([Text(row.execution, style=_HOW.get(row.execution, ""))] if content.says_how else []),
+            *([Text(row.execution, style=_HOW.get(row.execution, ""))] if says_how else []),
             Text(row.note, style="dim")
             if row.outcome is None
             else Text(f"{_SIGNS[row.outcome]} {row.outcome}".strip(), style=_COLOURS[row.outcome]),
@@ -180,14 +186,17 @@ def plain(report: Report) -> str:
 
 def _remarks(report: Report, name: Callable[[str, str, str], str]) -> list[str]:
     lines = []
-    for m in _view.problems(report):
-        at = name(m.device, m.format, m.precision)
-        lines.append(_words.one_line(f"{m.outcome}: {at}: {m.name}: {_view.explain(m)}"))
-    for m in _view.passed_tests(report):
-        at = name(m.device, m.format, m.precision)
-        lines.append(_words.one_line(f"tested: {at}: {m.name}: {_view.explain(m)}"))
+    told = [(m.outcome, m) for m in _view.problems(report)]
+    told += [("tested", m) for m in _view.passed_tests(report)]
+    for word, m in told:
+        at, label = name(m.device, m.format, m.precision), _words.word(m.name).label
+        lines.append(_words.one_line(f"{word}: {at}: {label}: {_view.explain(m)}"))
     lines += [f"apart: {x}" for matrix in _agreement.matrices(report) for x in matrix.findings]
+    # What three precisions of a format have in common is said once.
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for x in report.not_run:
-        at = name(x.device, x.format, x.precision)
-        lines.append(_words.one_line(f"not run: {at}: {x.reason}"))
+        alike.setdefault((x.device, x.format, x.reason), []).append(x.precision)
+    for (device, format, reason), precisions in alike.items():
+        at = name(device, format, ", ".join(precisions))
+        lines.append(_words.one_line(f"not run: {at}: {reason}"))
     return lines
