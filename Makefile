@@ -80,7 +80,8 @@ test-python:  ## the light tests by another interpreter: make test-python PYTHON
 	rm -rf build/python
 	$(PYTHON) -m venv build/python
 	build/python/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-	  -e '.[report,fleet]' pytest pytest-xdist hypothesis jsonschema beartype psutil
+	  -e '.[report,fleet]' pytest pytest-xdist hypothesis jsonschema beartype psutil \
+	  scikit-learn
 	OMP_NUM_THREADS=1 build/python/bin/python -m pytest -q -p no:cacheprovider \
 	  $(foreach name,$(LIGHT),$(wildcard tests/test_$(name).py)) $(ARGS)
 
