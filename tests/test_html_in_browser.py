@@ -49,13 +49,14 @@ class Visit:
     requests: list[str]
 
 
-def visit(text: str, folder: Path, width: int = 1280) -> Visit:
+def visit(text: str, folder: Path, width: int = 1280, flags: tuple[str, ...] = ()) -> Visit:
     page, log = folder / "page.html", folder / "net.json"
     page.write_text(text, encoding="utf-8")
     done = subprocess.run(
         [
             str(BROWSER),
             *FLAGS,
+            *flags,
             f"--user-data-dir={folder / 'profile'}",
             f"--window-size={width},900",
             f"--log-net-log={log}",
@@ -155,3 +156,88 @@ def test_the_page_does_not_scroll_sideways(make, tmp_path):
     found = {int(a): int(b) for a, b in re.findall(r"\[(\d+),(\d+)\]", seen.dom)}
     assert set(found) == set(WIDTHS), seen.dom[:500]
     assert all(needed <= shown for shown, needed in found.items()), found
+
+
+#: Every visible text whose contrast with what is behind it is below what WCAG 2.2 AA asks: 4.5, or
+#: 3 for large letters. Colours that are see-through are mixed with what is behind them; Chromium
+#: gives a color-mix() as color(srgb …).
+CONTRAST = r"""
+function parts(text) {
+  const n = (text.match(/-?[\d.]+(?:e-?\d+)?/g) || []).map(Number);
+  return text.startsWith('color(srgb') ? [...n.slice(0, 3).map(x => 255 * x), n[3] ?? 1]
+                                       : [n[0], n[1], n[2], n[3] ?? 1];
+}
+function over(top, below) {
+  return [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]).concat(1);
+}
+function ground(e) {
+  if (!e) return [255, 255, 255, 1];
+  const own = parts(getComputedStyle(e).backgroundColor);
+  return own[3] === 1 ? own : over(own, ground(e.parentElement));
+}
+function luminance(c) {
+  const [r, g, b] = c.slice(0, 3).map(x => x / 255)
+    .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+addEventListener('load', () => {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), poor = [];
+  let seen = 0, node;
+  while ((node = walk.nextNode())) {
+    const e = node.parentElement, style = getComputedStyle(e);
+    if (!node.data.trim() || !e.checkVisibility() || e.closest('svg, script, style')) continue;
+    const below = ground(e), ink = over(parts(style.color), below);
+    const [a, b] = [luminance(ink), luminance(below)].sort((x, y) => y - x);
+    const size = parseFloat(style.fontSize), bold = style.fontWeight >= 700;
+    const least = size >= 24 || (bold && size >= 18.66) ? 3 : 4.5;
+    seen += 1;
+    if ((a + 0.05) / (b + 0.05) < least) poor.push([node.data.trim().slice(0, 40), style.color,
+      `rgb(${below.slice(0, 3).map(Math.round)})`].join(' on '));
+  }
+  const page = getComputedStyle(document.body).backgroundColor;
+  document.title = JSON.stringify({seen, poor, page});
+});
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("make", [failing, fleet, compared, history])
+def test_every_text_stands_out_from_what_is_behind_it(make, scheme, tmp_path):
+    text = make(tmp_path / "runs") if make is history else html.render(make(), plane(), diagnosis())
+    page = without_policy(text).replace("</body>", f"<script>{CONTRAST}</script></body>")
+    # 0 is dark and 1 light, in Chromium's own settings.
+    flag = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+    seen = visit(page, tmp_path, flags=(flag,))
+    title = re.search(r"<title>(\{.*?\})</title>", seen.dom, re.DOTALL)
+    assert title is not None, seen.console
+    found = json.loads(unescape(title[1]))
+    assert found["page"] == {"light": "rgb(244, 245, 247)", "dark": "rgb(15, 18, 22)"}[scheme]
+    assert found["seen"] > 20
+    assert found["poor"] == []
+
+
+@pytest.mark.parametrize("make", [failing, fleet, compared, history])
+def test_on_paper_nothing_is_cut_off(make, tmp_path):
+    # Paper is neither scrolled nor dark. What is for print is applied to a frame as wide as A4 with
+    # its margins of 12 mm: 186 mm of 96 dots an inch.
+    text = make(tmp_path / "runs") if make is history else html.render(make(), plane(), diagnosis())
+    assert "@media print" in text
+    paper = without_policy(text).replace("@media print", "@media all")
+    paper = paper.replace("@media screen", "@media not all")
+    probe = (
+        "<script>addEventListener('load', () => parent.postMessage(JSON.stringify("
+        "[...document.querySelectorAll('*')].filter(e => e.checkVisibility() && "
+        "e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'visible')"
+        ".map(e => `${e.tagName} ${e.className}: ${e.scrollWidth} in ${e.clientWidth}`)"
+        ".concat(document.documentElement.scrollWidth > innerWidth ? ['page'] : [])), '*'))"
+        "</script>"
+    )
+    (tmp_path / "inner.html").write_text(paper.replace("</body>", f"{probe}</body>"), "utf-8")
+    outer = (
+        "<script>addEventListener('message', e => document.title = 'cut: ' + e.data)</script>"
+        "<iframe src='inner.html' style='border:0;width:703px;height:900px'></iframe>"
+    )
+    seen = visit(outer, tmp_path)
+    title = re.search(r"<title>cut: (.*?)</title>", seen.dom, re.DOTALL)
+    assert title is not None, seen.dom[:500]
+    assert json.loads(unescape(title[1])) == []
