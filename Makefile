@@ -97,7 +97,9 @@ sbom: $(READY)  ## what is installed with all extras, as CycloneDX: build/dist/h
 	mkdir -p build/dist
 	test -x build/sbom/bin/cyclonedx-py || { $(PYTHON) -m venv build/sbom; \
 	  build/sbom/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7,<8'; }
-	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+	sed 's/^dynamic = \["version"\]/version = "'$$($(BIN)/python -c 'import hetero; print(hetero.__version__)')'"/' \
+	  pyproject.toml > build/sbom/pyproject.toml
+	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject build/sbom/pyproject.toml \
 	  --output-file build/dist/hetero.cdx.json $(BIN)/python
 	@echo "build/dist/hetero.cdx.json"
 

@@ -60,6 +60,28 @@ def test_what_would_be_refused_is_refused_by_the_dry_run(photos, tmp_path):
         asked("train", "gallery", "--data", photos, "--batch", "8", "--backbone", "nothing")
 
 
+def test_dry_runs_with_an_old_model_say_what_would_be_trained_and_how_many(photos, tmp_path):
+    old = tmp_path / "old"
+    line = ("--data", photos, "--backbone", "resnet:width=4", "--epochs", "1", "--batch", "8")
+    train = ("train", "gallery", *line, "--dim", "8", "--keep-going", "-q", "-o", old)
+    made = CliRunner().invoke(app, [*map(str, train)])
+    assert made.exit_code == 0, made.output
+    query = asked("train", "query", old, *line, "-o", tmp_path / "out")
+    assert query["job"] == "train a query model"
+    new = asked("upgrade", "train", "--old", old, *line, "-o", tmp_path / "out")
+    assert new["job"] == "train a gallery model"
+    assert "models" not in new
+    assert new["seconds"]["gallery vectors"] > 0
+    grid = ("--sweep", "--influences", "1,3", "--regressions", "0,10", "--no-free")
+    swept = asked("upgrade", "train", "--old", old, *line, *grid, "-o", tmp_path / "out")
+    assert swept["models"] == "4"
+    # Checkpoints are each model's own; the old model's vectors are stored once.
+    weights = swept["disk_bytes"] - new["disk_bytes"]
+    parameters = int(new["model"].split(", ")[1].split()[0].replace(",", ""))
+    assert weights == 3 * parameters * 4 * 4
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["old"]
+
+
 def test_a_part_that_is_not_known_makes_the_whole_unknown():
     known = Estimate("embed", {}, {"reading": 30.0, "embedding": 90.0}, 2**20)
     assert known.total_s == 120

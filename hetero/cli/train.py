@@ -171,6 +171,7 @@ def query(
                 parent.space.dim,
                 parent.preprocess,
                 how,
+                kind="query model",
                 teacher=parent,
                 views=views,
                 models=len(asked),

@@ -92,6 +92,7 @@ def training(
     preprocess: Preprocess,
     settings: Any,
     *,
+    kind: str = "gallery model",
     teacher: Bundle | None = None,
     views: int = 0,
     models: int = 1,
@@ -104,7 +105,8 @@ def training(
         dim: Length of the embedding.
         preprocess: Of the pictures.
         settings: A `hetero.fit.Settings`.
-        teacher: A gallery model that embeds the training pictures beforehand.
+        kind: What is trained, in words.
+        teacher: A gallery model that embeds the training pictures beforehand, once for all models.
         views: So many views of each; 0 for the plain picture alone.
         models: How many such trainings.
 
@@ -127,7 +129,7 @@ def training(
     read_s, embed_s, step_s = _probe(images, rows, net, preprocess, settings.batch)
     parameters = sum(p.numel() for p in net.parameters())
     seconds: dict[str, float | None] = {"reading": read_s * (len(rows) + len(watched))}
-    disk = parameters * BYTES_PER_PARAMETER
+    disk = models * parameters * BYTES_PER_PARAMETER
     if teacher is not None:
         own = nets.load(teacher)
         with_teacher = _per_picture(own, teacher.preprocess, images, rows)
@@ -142,9 +144,9 @@ def training(
     }
     if models > 1:
         facts["models"] = str(models)
-        seconds = {name: s and s * models for name, s in seconds.items()}
-    kind = "query model" if teacher else "gallery model"
-    return Estimate(f"train a {kind}", facts, seconds, disk * models)
+        once = ("gallery vectors",)
+        seconds = {n: s and s * (1 if n in once else models) for n, s in seconds.items()}
+    return Estimate(f"train a {kind}", facts, seconds, disk)
 
 
 def embedding(
