@@ -9,11 +9,13 @@ nothing, not everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from hetero._cores import cores
 from hetero.errors import DataError
 from hetero.space import Embeddings
 
@@ -26,6 +28,10 @@ TIE = 1e-6
 
 #: A query with more right answers than this has all similarities sorted.
 MANY = 32
+
+#: In a gallery of so many rows the queries of a block are looked at side by side: NumPy lets go of
+#: the interpreter for as long as it sorts or compares, and below that there is little to share.
+WIDE = 50_000
 
 
 @dataclass(frozen=True)
@@ -163,19 +169,25 @@ def rank(
     kept: list[int] = []
     found: list[Int64[np.ndarray, " r"]] = []
     visible: list[int] = []
-    for begin, block in _blocks(queries, gallery, block_mib):
-        for row, scores in enumerate(block, start=begin):
-            hidden = by_group.get(truth.query_groups[row], none)
-            scores[hidden] = -np.inf
-            wanted = scores[by_label.get(truth.query_labels[row], none)]
-            wanted = np.sort(wanted[wanted != -np.inf])[::-1]
-            if not wanted.size:
-                continue
-            found.append(_ranks(scores, wanted))
-            kept.append(row)
-            visible.append(len(gallery) - hidden.size)
-        if on_rows is not None:
-            on_rows(len(block))
+
+    def of_row(row: int, scores: Float32[np.ndarray, " g"]) -> Int64[np.ndarray, " r"]:
+        scores[by_group.get(truth.query_groups[row], none)] = -np.inf
+        wanted = scores[by_label.get(truth.query_labels[row], none)]
+        wanted = np.sort(wanted[wanted != -np.inf])[::-1]
+        return _ranks(scores, wanted) if wanted.size else none
+
+    with ThreadPoolExecutor(cores() if len(gallery) >= WIDE else 1) as pool:
+        each = pool.map if len(gallery) >= WIDE else map
+        for begin, block in _blocks(queries, gallery, block_mib):
+            rows = range(begin, begin + len(block))
+            for row, ranks in zip(rows, each(of_row, rows, block), strict=True):
+                if ranks.size:
+                    found.append(ranks)
+                    kept.append(row)
+                    hidden = by_group.get(truth.query_groups[row], none)
+                    visible.append(len(gallery) - hidden.size)
+            if on_rows is not None:
+                on_rows(len(block))
     if not kept:
         raise DataError(
             "no query has a right answer in the gallery: every class needs two pictures that may "

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from hetero import retrieval
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.retrieval import (
     MANY,
@@ -99,6 +100,17 @@ def test_ranks_are_those_of_a_slow_loop(seed):
 def test_many_right_answers_are_ranked_as_a_slow_loop_does():
     q, g, answers = task(3, n_queries=3, n_gallery=600, classes=2)
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
+
+
+def test_rows_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
+    monkeypatch.setattr(retrieval, "WIDE", 100)
+    monkeypatch.setattr(retrieval, "cores", lambda: 3)
+    q, g, answers = task(5, n_queries=40, n_gallery=300, classes=4, groups=9)
+    # Four blocks, the last of them not full.
+    seen: list[int] = []
+    found = rank(q, g, answers, block_mib=12 * 300 * 4 / 2**20, on_rows=seen.append)
+    assert seen == [12, 12, 12, 4]
+    assert as_dict(found) == slow_rank(q, g, answers)
 
 
 @pytest.mark.parametrize("answers", [MANY, MANY + 1])

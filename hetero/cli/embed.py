@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hetero._cores import cores
 from hetero.cli._helpers import load_bundle, planned, reporter, say
 from hetero.cli._options import Data, DryRun, Json, Quiet, SplitName
 from hetero.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ def embed(
         sink=sink,
         engine=engine,
         address=address,
-        workers=_cores() if workers == -1 else workers,
+        workers=cores() if workers == -1 else workers,
         decoders=decoders,
     )
     item = bulk.file_of(made, file, format, precision)
@@ -133,16 +134,8 @@ def _plan(
     one = output.suffix == ".safetensors"
     images = data.listed(embedding.source_of(spec, made))
     rows = images.rows(split) if split else tuple(range(len(images)))
-    side = 1 if one else _cores() if workers == -1 else workers
+    side = 1 if one else cores() if workers == -1 else workers
     planned(estimating.embedding(made, images, rows, side, by_file), as_json)
-
-
-def _cores() -> int:
-    """How many processes run at a time here."""
-    import os
-
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _line(folder: Path, account: Any, space: str) -> str:

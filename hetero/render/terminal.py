@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from hetero.render import _agreement, _verdict, _view, _words
-from hetero.report import Report
+from hetero.report import Measurement, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def show(report: Report, console: Console) -> None:
         text = plain(report).encode(console.encoding, "replace").decode(console.encoding)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
-    from rich.measure import Measurement
+    from rich.measure import Measurement as Width
 
     unbounded = console.options.update(width=10_000)
     content = _view.table(report)
@@ -59,7 +59,7 @@ def show(report: Report, console: Console) -> None:
     left_out: list[str] = []
     shown = table(report)
     for name in (x for x in _SHORT if x in there):
-        if Measurement.get(console, unbounded, shown).maximum <= console.width:
+        if Width.get(console, unbounded, shown).maximum <= console.width:
             break
         left_out.append(name)
         shown = table(report, left_out)
@@ -186,7 +186,7 @@ def plain(report: Report) -> str:
 
 def _remarks(report: Report, name: Callable[[str, str, str], str]) -> list[str]:
     lines = []
-    told = [(m.outcome, m) for m in _view.problems(report)]
+    told: list[tuple[str, Measurement]] = [(m.outcome, m) for m in _view.problems(report)]
     told += [("tested", m) for m in _view.passed_tests(report)]
     for word, m in told:
         at, label = name(m.device, m.format, m.precision), _words.word(m.name).label
