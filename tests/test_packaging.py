@@ -132,6 +132,8 @@ def test_every_extra_that_an_error_names_exists():
 
 @pytest.mark.parametrize("how", ["", "--bare"], ids=["with extras", "without any extra"])
 def test_every_module_can_be_imported(how):
+    if not how:
+        pytest.importorskip("torch", reason="with the extras: PyTorch is not installed")
     out = python(ROOT / "tests" / "import_all.py", *filter(None, [how]))
     assert int(out.split()[0]) > 50
 
@@ -162,6 +164,7 @@ print([a == b for a, b in zip(before, after)])
 
 
 def test_the_public_names_are_there_few_and_all_of_them():
+    pytest.importorskip("torch", reason="some of them train; PyTorch is not installed")
     assert len(hetero.__all__) <= 20
     assert hetero.__all__ == sorted(hetero.__all__)
     for name in hetero.__all__:
