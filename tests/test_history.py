@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_a_name_given_again_goes_to_the_newer_run(book, tmp_path):
 def test_a_newer_history_and_a_file_that_is_none_are_refused(tmp_path):
     newer = tmp_path / "newer.db"
     History.open(newer)
-    with sqlite3.connect(newer) as db:
+    with closing(sqlite3.connect(newer)) as db, db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(ConfigError, match="version 99"):
         History.open(newer)
