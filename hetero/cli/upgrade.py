@@ -252,16 +252,20 @@ for command in (backfill.refresh, backfill.map, backfill.plan):
 def _matrix_lines(found: Versions) -> list[str]:
     """A version matrix for people: a table for each metric, what fails, the verdict."""
     made = found.matrix
-    wide = max(len(n) for n in (*made.queries, *made.galleries, "query")) + 2
+    wide = max(len(n) for n in (*made.queries, "query")) + 2
+    # A name longer than its numbers would push the columns apart, and stands below the table.
+    heads = {g: g if len(g) <= 8 else f"[{n}]" for n, g in enumerate(made.galleries, 1)}
+    legend = ", ".join(f"{head} {g}" for g, head in heads.items() if head != g)
     marks = {"pass": "+", "fail": "x", "inconclusive": "?", None: " "}
     lines = []
     for metric in made.metrics:
         lines.append(f"{metric}, percent; query in rows, gallery in columns")
-        lines.append(f"  {'':<{wide}}" + "".join(f"{g:>{wide + 2}}" for g in made.galleries))
+        lines.append(f"  {'':<{wide}}" + "".join(f"{g:>8}  " for g in heads.values()).rstrip())
         for q in made.queries:
             cells = [c.judged[metric] for c in made.cells if c.query == q]
-            shown = "".join(f"{100 * j.score.value:>{wide}.1f} {marks[j.outcome]}" for j in cells)
-            lines.append(f"  {q:<{wide}}{shown}")
+            shown = "".join(f"{100 * j.score.value:>8.1f} {marks[j.outcome]}" for j in cells)
+            lines.append(f"  {q:<{wide}}{shown}".rstrip())
+        lines += [f"  indexes: {legend}"] if legend else []
         if made.average_compatibility and made.average_accuracy:
             lines.append(
                 f"  average compatibility {made.average_compatibility[metric]:.2f}, "
