@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import index, planner, upgrades
+from benchmarks import index, interruptions, planner, upgrades
 from benchmarks.acceptance.rules import judge, table
 from benchmarks.bulk import page as bulk
 from benchmarks.faults import page as faults
@@ -80,6 +80,7 @@ def render() -> str:
         ("faults", faults.section),
         ("fuzz", _fuzz),
         ("harness-faults", harness.faults),
+        ("interruptions", interruptions.section),
         ("harness-overhead", harness.overhead),
         ("adbd", harness.adbd),
         ("latency-ab", harness.alarms),
