@@ -159,10 +159,10 @@ def installation() -> list[tuple[str, str, str, str]]:
         else:
             names = [named.get(m, [m.replace("_", "-")])[0] for m in modules]
             told, fix = ", ".join(f"{n} {version(n)}" for n in names), ""
+            wanted = {n: right.get(_plain(n), "") for n in names}
+            # A build's own mark, as in 2.13.0+cpu, is no other version.
             others = [
-                f"{n} {right[_plain(n)]}"
-                for n in names
-                if right.get(_plain(n), version(n)) != version(n).partition("+")[0]
+                f"{n} {w}" for n, w in wanted.items() if w not in ("", version(n).partition("+")[0])
             ]
             if others:
                 told += f"; tested with {', '.join(others)}"
