@@ -26,7 +26,6 @@ in a run that is not timed.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -37,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab import RESULTS, machine
+from benchmarks.lab import RESULTS, machine, save
 from hetero import index
 from hetero._settings import fill
 from hetero.progress import Reporter
@@ -182,7 +181,7 @@ def main() -> None:
     parser.add_argument("--cosine", type=float, default=0.8)
     parser.add_argument("--memory-mib", type=float, default=256)
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--engines", help="All of them; of --quick the first two.")
+    parser.add_argument("--engines", help="All of them; of --quick the first two; or none.")
     parser.add_argument("--embeddings", type=Path)
     parser.add_argument("--folder", type=Path, help="For the indexes; else a temporary one.")
     args = parser.parse_args()
@@ -194,6 +193,7 @@ def main() -> None:
     args.output = args.output or RESULTS / name
     known = list(ENGINES)[: 2 if args.quick else None]
     chosen = [x.strip() for x in args.engines.split(",")] if args.engines else known
+    chosen = [] if chosen == ["none"] else chosen
     if unknown := set(chosen) - set(ENGINES):
         raise SystemExit(f"--engines: {min(unknown)!r}; there are {', '.join(ENGINES)}")
 
@@ -230,6 +230,7 @@ def main() -> None:
         whole = f"exact:{folder / 'exact'}"
         _built(whole, rows, {})
         out["exact"] = exact_part(rows, ranked, truth, whole, args)
+        save(args.output, out)
         for label in chosen:
             engine, settings, efforts = ENGINES[label]
             spec = f"{engine}:{folder / label.replace(' ', '-')}"
@@ -248,8 +249,7 @@ def main() -> None:
             }
             print(f"{label}: built in {seconds:.0f} s", flush=True)
             shutil.rmtree(folder / label.replace(" ", "-"))
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(out, indent=1) + "\n")
+            save(args.output, out)
     finally:
         if args.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -291,6 +291,10 @@ def section(raw: dict[str, Any]) -> str:
         f"memory grows by {grown['exact']:.0f} and {grown['rank']:.0f} MiB (faiss: {grown['faiss']:.0f}), "  # noqa: E501
         f"where {e['memory_mib']:.0f} are allowed.",
         "",
+    ]
+    if not raw["engines"]:
+        return "\n".join(lines)
+    lines += [
         "![recall over time](img/index.svg)",
         "",
         f"Recall of the {e['k']} nearest rows in percent, and ms a query of a batch:",

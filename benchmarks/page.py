@@ -101,8 +101,9 @@ def pictures() -> dict[Path, str]:
         for name in STUDIES
         if (path := RESULTS / f"{stem}-{name}.json").exists()
     }
-    if (path := RESULTS / "index.json").exists():
-        made[Path("docs/img/index.svg")] = index.picture(json.loads(path.read_text()))
+    path = RESULTS / "index.json"
+    if path.exists() and (raw := json.loads(path.read_text()))["engines"]:
+        made[Path("docs/img/index.svg")] = index.picture(raw)
     return made
 
 

@@ -10,6 +10,7 @@ some 2,000 different ones; what is beyond is hard links to them. Files are in th
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -51,15 +52,21 @@ def main() -> None:
         "data": args.data,
         "source_px": args.source_px,
     }
+    if output.exists():  # parts that an earlier run measured, and this one is not asked for
+        kept = json.loads(output.read_text())
+        if all(kept[k] == raw[k] for k in ("command", "data", "source_px")):
+            raw |= {k: v for k, v in kept.items() if k in ("rates", "growth", "kills")}
     with tempfile.TemporaryDirectory(prefix="hetero-bulk-") as name:
         home = Path(name)
         if "rates" in args.parts:
             raw["rates"] = _rates(home, args, cores)
+            save(output, raw)
         if "growth" in args.parts:
             raw["growth"] = _growth(home, args, cores)
+            save(output, raw)
         if "kills" in args.parts:
             raw["kills"] = _kills(home, args)
-    save(output, raw)
+            save(output, raw)
 
 
 def _rates(home: Path, args: argparse.Namespace, cores: int) -> list[dict[str, Any]]:

@@ -1,0 +1,75 @@
+"""The harness that kills stages sees what is missing, altered or there twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.interruptions import STAGES, differences, flat, left_by
+
+
+def written(folder: Path, *, took_s: float) -> Path:
+    """What a run might leave: a JSON file, arrays, bytes, and what is no result."""
+    (folder / "logs").mkdir(parents=True)
+    report = {"took_s": took_s, "rows": [{"id": "a", "cosine": 0.5}, {"id": "b", "cosine": 0.25}]}
+    (folder / "report.json").write_text(json.dumps(report))
+    save_file({"weight": np.arange(6.0)}, folder / "w.safetensors", {"space": "s", "dim": "2"})
+    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / ".lock").write_text(str(took_s))
+    (folder / "logs" / "1.log").write_text(str(took_s))
+    return folder
+
+
+def test_json_is_compared_value_by_value():
+    assert dict(flat({"a": [1, {"b": None}], "c": "x"})) == {
+        "/a/0": "1",
+        "/a/1/b": "null",
+        "/c": '"x"',
+    }
+
+
+def test_two_runs_that_differ_in_time_alone_are_the_same(tmp_path):
+    first, second, third = (left_by(written(tmp_path / str(n), took_s=n)) for n in range(3))
+    assert first["report.json/took_s"] != second["report.json/took_s"]
+    assert not any("lock" in key or "logs" in key for key in first)
+    assert differences(third, first, second) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "seen"),
+    [
+        (
+            lambda f: (f / "model.onnx").unlink(),
+            ["model.onnx: missing", "model.onnx content: miss"],
+        ),
+        (lambda f: (f / "model.onnx").write_bytes(b"grap"), ["model.onnx content: "]),
+        (lambda f: (f / "again.onnx").write_bytes(b"graph"), ["again.onnx: too much"]),
+        (
+            lambda f: save_file({"weight": np.zeros(6)}, f / "w.safetensors", {"space": "s"}),
+            ["w.safetensors/dim: missing", "w.safetensors/weight: float64"],
+        ),
+        (
+            lambda f: (f / "report.json").write_text('{"took_s": 1, "rows": [{"id": "a"}]}'),
+            ["report.json/rows/0/cosine", "report.json/rows/1/id", "report.json/rows/1/cosine"],
+        ),
+    ],
+    ids=["a file lost", "a file cut", "a file too much", "arrays", "rows lost"],
+)
+def test_what_was_lost_altered_or_written_twice_is_named(tmp_path, harm, seen):
+    first, second = (left_by(written(tmp_path / str(n), took_s=n)) for n in range(2))
+    ours = written(tmp_path / "ours", took_s=2)
+    harm(ours)
+    found = differences(left_by(ours), first, second)
+    assert len(found) == len(seen)
+    assert all(any(line.startswith(start) for line in found) for start in seen), found
+
+
+def test_every_stage_names_only_places_that_there_are():
+    names = ("data", "gallery", "query", "exported", "vectors", "out")
+    for stage in STAGES.values():
+        assert "{" not in stage.command.format(**dict.fromkeys(names, "x"))
+        assert stage.start in ("", *names)
