@@ -348,6 +348,32 @@ def _later(seeds: Sequence[dict[str, Any]]) -> list[Outcome]:
     ]
 
 
+def _why(seeds: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[str]:
+    """What is known of the rules about refreshing that do not hold."""
+    failed = {o.id for o in outcomes if not o.passed}
+    curves = [raw["refresh"]["curves"] for raw in seeds]
+    lines = []
+    if "A12a" in failed:
+        apart = [raw["scale"]["new rows"] - raw["scale"]["old rows"] for raw in seeds]
+        corrected = [c["random, corrected"]["dip"] for c in curves if "random, corrected" in c]
+        lines.append(
+            "A12a: the fall is one of scale. Right answers among new rows have cosines "
+            f"{' / '.join(f'{a:.2f}' for a in apart)} higher than among old ones, so the first new "
+            "rows, wrong ones too, outrank the old. With one rising correction of old rows' scores "
+            f"(`hetero upgrade refresh`) the dip is {_points(corrected).replace('+', '')} points."
+        )
+    if "A12b" in failed:
+        starts = [c["control"]["scores"][0] for c in curves]
+        first = [c["control"]["scores"][1] for c in curves]
+        lines.append(
+            f"A12b: the model that is not compatible begins at {_points(starts).replace('+', '')} "
+            "and does not fall further: its queries find no old row, and the first new ones stand "
+            "among few of their own kind, so that its curve bows upwards (at the first share "
+            f"{_points(first).replace('+', '')}). What it costs is the start, not a dip."
+        )
+    return [x for line in lines for x in (line, "")]
+
+
 def section(name: str, raw: dict[str, Any]) -> str:
     """The part of docs/results.md about one collection."""
     size, seeds = raw["size"], raw["seeds"]
@@ -363,6 +389,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
         "",
         *table(outcomes),
         "",
+        *_why(seeds, outcomes),
         "The sweep, validation mAP, seed by seed; in bold what was chosen:",
         "",
         "| held by | in the old index | in its own index |",
