@@ -152,6 +152,10 @@ def read(root: Path) -> Manifest:
             f"{root}: not a bundle, it has no {MANIFEST}; make one with `hetero train` "
             "or `hetero adopt`"
         ) from None
+    except NotADirectoryError:
+        raise BundleError(
+            f"{root}: a file, and a bundle is a folder; name the folder that it is in"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({str(error)[:200]})") from error
     said = raw if isinstance(raw, dict) else {}

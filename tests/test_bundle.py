@@ -295,7 +295,7 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path):
     assert "not a bundle, it has no manifest.json" in refused(tmp_path)
     assert "not a bundle" in refused(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "cannot be read" in refused(tmp_path / "file")
+    assert "a bundle is a folder; name the folder that it is in" in refused(tmp_path / "file")
     (tmp_path / MANIFEST).mkdir()
     assert "cannot be read" in refused(tmp_path)
 
