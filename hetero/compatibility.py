@@ -87,9 +87,9 @@ def update_gain(
     """The share of an upgrade's benefit that is there without re-embedding the gallery.
 
     [M(after, before) - M(before, before)] / [M(free, free) - M(before, before)], where free is a
-    model trained without the constraint. None where the denominator's interval contains 0: a share
-    of nothing means nothing. Below 0 the compatible model is worse than no upgrade; above 1 better
-    than a re-embedded gallery.
+    model trained without the constraint. None unless the denominator's interval lies above 0: a
+    share of nothing means nothing, and a share of a loss would read as a gain. Below 0 the
+    compatible model is worse than no upgrade; above 1 better than a re-embedded gallery.
 
     Args:
         crossed: The upgraded model searching the index of before.
@@ -99,8 +99,7 @@ def update_gain(
         k: See `difference`.
     """
     whole = difference(unconstrained, before, metric, k)
-    low, high = whole.ci or (-1.0, 1.0)
-    if low <= 0 <= high:
+    if whole.ci is None or whole.ci[0] <= 0:
         return None
     return difference(crossed, before, metric, k).value / whole.value
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from hetero.board import Board
 
 
+#: Characters a line; on a narrower terminal a note goes below what it is about.
+NARROW = 120
+
+
 class Bar(Protocol):
     """One job under way."""
 
@@ -83,13 +87,23 @@ class Reporter:
 
     def _rich(self) -> Progress:
         from rich import progress
+        from rich.table import Column
+        from rich.text import Text
 
+        narrow = self._console.width < NARROW
+
+        class Said(progress.ProgressColumn):
+            def render(self, task: progress.Task) -> Text:
+                note = task.fields["note"] if narrow else ""
+                return Text(f"{task.description}\n  {note}" if note else task.description)
+
+        note = progress.TextColumn("{task.fields[note]}", markup=False)
         return progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
+            Said(table_column=Column(no_wrap=True)),
             progress.BarColumn(bar_width=24),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("{task.fields[note]}", markup=False),
+            progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            progress.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            *([] if narrow else [note]),
             console=self._console,
         )
 

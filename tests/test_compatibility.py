@@ -49,6 +49,8 @@ def test_update_gain_by_hand() -> None:
 
 def test_a_gain_over_nothing_is_none() -> None:
     assert compatibility.update_gain(corner(16), corner(20), corner(21)) is None
+    # A new model that is worse than the old: losing half of the loss is no gain of a half.
+    assert compatibility.update_gain(corner(20), corner(30), corner(10)) is None
 
 
 def test_tax_and_gap_are_what_is_lost() -> None:

@@ -126,3 +126,19 @@ def test_on_a_terminal_a_bar_is_drawn(
     assert "train [x]" in text
     assert "6/8" in text
     assert "loss 1.5" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_on_a_narrow_terminal_counts_and_notes_are_whole(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    note = "loss 19.399  accuracy 0.050  1421 images/s"
+    with Reporter().bar("train upgrade (bct+regression)", 1250) as bar:
+        bar.advance(1250, note)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "train upgrade (bct+regression)" in last
+    assert "1250/1250" in last
+    assert note in last
+    assert "…" not in last
