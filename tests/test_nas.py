@@ -538,3 +538,15 @@ def test_of_equals_the_cheapest_is_the_best() -> None:
     found = nas.Found((dear, cheap), "r3", nas.Budget("macs", 9))
     assert found.best == cheap
     assert found.front == (cheap,)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(825_700, "825.7k"), (1_090_000, "1.09M"), (2e9, "2G"), (999.96, "1000"), (0.0612, "0.0612")],
+)
+def test_a_cost_is_said_as_the_command_line_takes_it(amount, text):
+    from hetero.cli.search import number
+    from hetero.nas.search import spoken
+
+    assert spoken(amount) == text
+    assert number(text) == pytest.approx(amount, rel=1e-3)

@@ -56,6 +56,14 @@ class Budget:
             )
 
 
+def spoken(amount: float) -> str:
+    """A cost as people write it, and as `--max-macs` takes it: "826k", "1.09M", "0.0612"."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if amount >= factor:
+            return f"{amount / factor:.4g}{letter}"
+    return f"{amount:.4g}"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An architecture that was looked at.
@@ -106,8 +114,8 @@ class Found:
             cheapest = min(self.candidates, key=lambda c: c.cost)
             raise ConfigError(
                 f"search: none of {len(self.candidates)} architectures costs at most "
-                f"{self.budget.most:g} ({self.budget.cost}); the cheapest, {cheapest.backbone}, "
-                f"costs {cheapest.cost:g}"
+                f"{spoken(self.budget.most)} ({self.budget.cost}); the cheapest, "
+                f"{cheapest.backbone}, costs {spoken(cheapest.cost)}"
             )
         return max(fitting, key=self._rank)
 
@@ -212,7 +220,7 @@ def search(
             asked += 1
             if new and candidate.fits:
                 scored += 1
-                bar.advance(1, f"{which} {candidate.reward(which):.3f}  {candidate.cost:.4g}")
+                bar.advance(1, f"{which} {candidate.reward(which):.3f}  {spoken(candidate.cost)}")
     found_all = Found(tuple(known.values()), which, budget)
     write_json(
         folder / FOUND,

@@ -18,6 +18,7 @@ from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
 from hetero.fit import Settings
 from hetero.nas.rewards import Which
+from hetero.nas.search import spoken
 from hetero.nas.space import Architecture
 from hetero.progress import Reporter
 from hetero.train import SupernetRecipe, Trained, train_query, train_supernet
@@ -126,8 +127,8 @@ def search(
     least = price(space.smallest())
     if least > budget.most:
         raise ConfigError(
-            f"search: the smallest architecture of {recipe.space} costs {least:.4g} {cost.unit}, "
-            f"the budget is {budget.most:g}; allow more, or search a space of smaller ones"
+            f"search: the smallest architecture of {recipe.space} costs {spoken(least)} "
+            f"{cost.unit}, the budget is {spoken(budget.most)}; allow more, or search a space of smaller ones"
         )
     trained = train_supernet(
         gallery,
@@ -162,7 +163,8 @@ def search(
     first = _finalists(run, found, price)
     for candidate in first:
         reporter.line(
-            f"search: {candidate.backbone}, {candidate.cost:.4g} {cost.unit}, R2 {candidate.r2:.3f}"
+            f"search: {candidate.backbone}, {spoken(candidate.cost)} {cost.unit}, "
+            f"R2 {candidate.r2:.3f}"
         )
     if importlib.util.find_spec("matplotlib") is None:
         reporter.line("search: no plot of the front, which needs the extra 'report'")
