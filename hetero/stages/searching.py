@@ -128,7 +128,8 @@ def search(
     if least > budget.most:
         raise ConfigError(
             f"search: the smallest architecture of {recipe.space} costs {spoken(least)} "
-            f"{cost.unit}, the budget is {spoken(budget.most)}; allow more, or search a space of smaller ones"
+            f"{cost.unit}, the budget is {spoken(budget.most)}; allow more, or search a space of "
+            "smaller ones"
         )
     trained = train_supernet(
         gallery,
