@@ -217,7 +217,9 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="hetero-index-"))
     reporter = Reporter()
     out: dict[str, Any] = {
-        "command": "python -m benchmarks.index" + (" --quick" if args.quick else ""),
+        "command": "python -m benchmarks.index"
+        + (" --quick" if args.quick else "")
+        + (f" --engines {args.engines}" if args.engines else ""),
         "gallery": len(rows),
         "dim": base.space.dim,
         "real": len(base),

@@ -128,7 +128,7 @@ def _speed() -> list[str]:
         rows.append(
             f"| engine `exact` over bare faiss-cpu flat, top-{r['exact']['k']}, {r['gallery']:,} x "
             f"{r['dim']}, {r['exact']['queries']:,} queries "
-            f"| {r['exact']['ratio_median']:.2f} of its time | `python -m benchmarks.index` |"
+            f"| {r['exact']['ratio_median']:.2f} of its time | `{r['command']}` |"
         )
     startup = RESULTS / "startup.json"
     if startup.exists():
