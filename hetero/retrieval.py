@@ -170,22 +170,23 @@ def rank(
     found: list[Int64[np.ndarray, " r"]] = []
     visible: list[int] = []
 
-    def of_row(row: int, scores: Float32[np.ndarray, " g"]) -> Int64[np.ndarray, " r"]:
-        scores[by_group.get(truth.query_groups[row], none)] = -np.inf
+    def of_row(row: int, scores: Float32[np.ndarray, " g"]) -> tuple[Int64[np.ndarray, " r"], int]:
+        """The ranks of a query's right answers, and how many rows it could have found."""
+        hidden = by_group.get(truth.query_groups[row], none)
+        scores[hidden] = -np.inf
         wanted = scores[by_label.get(truth.query_labels[row], none)]
         wanted = np.sort(wanted[wanted != -np.inf])[::-1]
-        return _ranks(scores, wanted) if wanted.size else none
+        return _ranks(scores, wanted) if wanted.size else none, len(gallery) - hidden.size
 
     with ThreadPoolExecutor(cores() if len(gallery) >= WIDE else 1) as pool:
         each = pool.map if len(gallery) >= WIDE else map
         for begin, block in _blocks(queries, gallery, block_mib):
             rows = range(begin, begin + len(block))
-            for row, ranks in zip(rows, each(of_row, rows, block), strict=True):
+            for row, (ranks, could) in zip(rows, each(of_row, rows, block), strict=True):
                 if ranks.size:
                     found.append(ranks)
                     kept.append(row)
-                    hidden = by_group.get(truth.query_groups[row], none)
-                    visible.append(len(gallery) - hidden.size)
+                    visible.append(could)
             if on_rows is not None:
                 on_rows(len(block))
     if not kept:

@@ -57,7 +57,7 @@ class Budget:
 
 
 def spoken(amount: float) -> str:
-    """A cost as people write it, and as `--max-macs` takes it: "826k", "1.09M", "0.0612"."""
+    """A cost as people write it, and as `--max-macs` takes it: "825.7k", "1.09M", "0.0612"."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if amount >= factor:
             return f"{amount / factor:.4g}{letter}"

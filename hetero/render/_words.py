@@ -178,6 +178,8 @@ def unit(m: Measurement) -> str:
 
 
 def _with_unit(text: str, u: str) -> str:
+    if (text, u) == ("1", "points"):
+        return "1 point"
     return f"{text}{u}" if u == _TIMES else f"{text} {u}".rstrip()
 
 
@@ -269,7 +271,6 @@ def rates(m: Measurement) -> str:
     if limit is None or limit.at_most is None:
         return ""
     margin = _with_unit(f"{_scaled(limit.at_most, _kind(m)):g}", unit(m))
-    margin = "1 point" if margin == "1 points" else margin
     return f"margin {margin} (alpha {100 * limit.alpha:g} %, beta {100 * limit.beta:g} %)"
 
 
