@@ -2,7 +2,9 @@
 
     python -m benchmarks.index            1,000,000 x 256; hours on two cores, most of it building
     python -m benchmarks.index --quick    20,000 rows, to see the program work
-    python -m benchmarks.index --engines hnsw,ivfpq
+    python -m benchmarks.index --parts hnsw,ivfpq
+
+What an earlier run measured, of the same rows, and this one is not asked for, is kept.
 
 *The rows.* Real vectors are those of the 10,900 embedded pictures: their pixels at 16 x 16,
 centred, turned to the first 256 principal components, normalised (or any file by `hetero embed`,
@@ -26,6 +28,7 @@ in a run that is not timed.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 import tempfile
@@ -181,7 +184,9 @@ def main() -> None:
     parser.add_argument("--cosine", type=float, default=0.8)
     parser.add_argument("--memory-mib", type=float, default=256)
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--engines", help="All of them; of --quick the first two; or none.")
+    parser.add_argument(
+        "--parts", help=f"Of exact, {', '.join(ENGINES)}; of --quick the first three."
+    )
     parser.add_argument("--embeddings", type=Path)
     parser.add_argument("--folder", type=Path, help="For the indexes; else a temporary one.")
     args = parser.parse_args()
@@ -191,11 +196,10 @@ def main() -> None:
             setattr(args, name, value)
     name = "index-quick.json" if args.quick else "index.json"
     args.output = args.output or RESULTS / name
-    known = list(ENGINES)[: 2 if args.quick else None]
-    chosen = [x.strip() for x in args.engines.split(",")] if args.engines else known
-    chosen = [] if chosen == ["none"] else chosen
-    if unknown := set(chosen) - set(ENGINES):
-        raise SystemExit(f"--engines: {min(unknown)!r}; there are {', '.join(ENGINES)}")
+    known = ["exact", *ENGINES][: 3 if args.quick else None]
+    chosen = [x.strip() for x in args.parts.split(",")] if args.parts else known
+    if unknown := set(chosen) - {"exact", *ENGINES}:
+        raise SystemExit(f"--parts: {min(unknown)!r}; there are exact, {', '.join(ENGINES)}")
 
     base, labels = real(args.embeddings, args.dim)
     classes = sorted(set(labels))
@@ -217,9 +221,7 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="hetero-index-"))
     reporter = Reporter()
     out: dict[str, Any] = {
-        "command": "python -m benchmarks.index"
-        + (" --quick" if args.quick else "")
-        + (f" --engines {args.engines}" if args.engines else ""),
+        "command": "python -m benchmarks.index" + (" --quick" if args.quick else ""),
         "gallery": len(rows),
         "dim": base.space.dim,
         "real": len(base),
@@ -228,12 +230,17 @@ def main() -> None:
         "machine": machine(),
         "engines": {},
     }
+    if args.output.exists():
+        kept = json.loads(args.output.read_text())
+        if all(kept.get(k) == v for k, v in out.items() if k not in ("machine", "engines")):
+            out |= {k: kept[k] for k in ("exact", "engines") if k in kept}
     try:
         whole = f"exact:{folder / 'exact'}"
         _built(whole, rows, {})
-        out["exact"] = exact_part(rows, ranked, truth, whole, args)
-        save(args.output, out)
-        for label in chosen:
+        if "exact" in chosen:
+            out["exact"] = exact_part(rows, ranked, truth, whole, args)
+            save(args.output, out)
+        for label in (x for x in chosen if x != "exact"):
             engine, settings, efforts = ENGINES[label]
             spec = f"{engine}:{folder / label.replace(' ', '-')}"
             seconds = _built(spec, rows, settings)
@@ -255,7 +262,8 @@ def main() -> None:
     finally:
         if args.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(section(out))
+    if "exact" in out:
+        print(section(out))
 
 
 def _built(spec: str, rows: Embeddings, settings: dict[str, Any]) -> float:

@@ -36,6 +36,9 @@ METRICS: Mapping[str, tuple[str, int]] = {
     "map": ("average_precision", 1),
 }
 
+#: Those that are judged unless asked otherwise.
+JUDGED = ("recall_at_1", "map")
+
 #: What an older query version may lose in a newer index, in 0..1.
 MARGIN = 0.01
 
@@ -208,7 +211,7 @@ def matrix(
     ranks: Mapping[tuple[str, str], Ranks],
     homes: Mapping[str, str],
     galleries: Sequence[str],
-    metrics: Sequence[str] = ("recall_at_1", "map"),
+    metrics: Sequence[str] = JUDGED,
     margin: float = MARGIN,
 ) -> Matrix:
     """The version matrix with every claim judged.

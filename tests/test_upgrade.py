@@ -26,7 +26,7 @@ from hetero.fit import Settings  # noqa: E402
 from hetero.heads import CosineHead, simplex  # noqa: E402
 from hetero.maps._stored import StoredMap, joined  # noqa: E402
 from hetero.methods import bt2  # noqa: E402
-from hetero.metrics import per_query  # noqa: E402
+from hetero.metrics import Score, per_query  # noqa: E402
 from hetero.space import Embeddings  # noqa: E402
 from hetero.stages import forwarding, refreshing, upgrading, versioning  # noqa: E402
 from hetero.stages.aligning import AlignOptions  # noqa: E402
@@ -507,7 +507,13 @@ def test_a_file_that_is_no_map_is_refused(tmp_path: Path) -> None:
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:
-    return [Point(f"p{i}", 1.0, 0.0, x, y) for i, (x, y) in enumerate(pairs)]
+    leads = {"map": Score(0.0, (-0.1, 0.1), 9)}
+    return [Point(f"p{i}", 1.0, 0.0, x, y, leads) for i, (x, y) in enumerate(pairs)]
+
+
+def leading(name: str, own: float, **leads: tuple[float, float]) -> Point:
+    scores = {m: Score((low + high) / 2, (low, high), 9) for m, (low, high) in leads.items()}
+    return Point(name, 1.0, 0.0, 0.3, own, scores)
 
 
 def test_the_frontier_is_what_no_other_point_beats_in_both() -> None:
@@ -515,11 +521,25 @@ def test_the_frontier_is_what_no_other_point_beats_in_both() -> None:
     assert upgrading.frontier(some) == ("p0", "p1", "p3")
 
 
-def test_of_points_that_meet_the_criterion_the_best_in_its_own_index_is_taken() -> None:
-    some = points((0.2, 0.9), (0.4, 0.8), (0.5, 0.5))
-    assert upgrading.choose(some, before=0.35).name == "p1"
-    assert upgrading.choose(some, before=0.45).name == "p2"
-    assert upgrading.choose(some, before=0.6).name == "p2", "nearest where none does"
+def test_of_points_that_are_sure_to_meet_the_criterion_the_best_in_its_own_index_is_taken() -> None:
+    lucky = leading("lucky", 0.9, map=(-0.01, 0.05), recall_at_1=(-0.1, 0.1))
+    trading = leading("trading", 0.8, map=(0.01, 0.05), recall_at_1=(-0.1, -0.01))
+    sure = leading("sure", 0.6, map=(0.01, 0.05), recall_at_1=(-0.1, 0.1))
+    dull = leading("dull", 0.5, map=(0.04, 0.05), recall_at_1=(0.0, 0.1))
+    assert [p.meets for p in (lucky, trading, sure, dull)] == [False, False, True, True]
+    assert upgrading.choose([lucky, trading, sure, dull]).name == "sure"
+
+
+def test_where_no_point_is_sure_the_surest_is_taken() -> None:
+    far = leading("far", 0.9, map=(-0.05, 0.2), recall_at_1=(-0.1, 0.1))
+    near = leading("near", 0.6, map=(-0.01, 0.01), recall_at_1=(-0.1, 0.1))
+    assert upgrading.choose([far, near]).name == "near"
+
+
+def test_without_an_interval_no_point_is_sure_and_the_widest_lead_is_taken() -> None:
+    some = [replace(p, leads={"map": Score(p.own / 2, None, 1)}) for p in points((0, 0.1), (0, 1))]
+    assert not any(p.meets for p in some)
+    assert upgrading.choose(some).name == "p1"
 
 
 def test_a_sweep_that_holds_nothing_is_refused() -> None:
@@ -554,6 +574,7 @@ def test_a_sweep_keeps_every_point_goes_on_and_ends_in_a_verdict(
         ours, theirs = seen(made, "val"), seen(old, "val")
         assert p.crossed == pytest.approx(score(ours, theirs, "val"))
         assert p.own == pytest.approx(score(ours, ours, "val"))
+        assert p.leads["map"].value == pytest.approx(p.crossed - tried.before)
     assert tried.before == pytest.approx(score(theirs, theirs, "val"))
     assert best.digest == Bundle.load(tmp_path / "points" / tried.chosen).digest
     assert json.loads((tmp_path / "sweep.json").read_text())["chosen"] == tried.chosen

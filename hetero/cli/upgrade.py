@@ -37,6 +37,7 @@ from hetero.cli._options import (
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hetero.stages.upgrading import Point
     from hetero.stages.versioning import Versions
 
 app = typer.Typer(
@@ -168,9 +169,9 @@ def train(
         head_lines = [
             f"validation mAP: old model in its index {100 * tried.before:.1f}"
             + (f", unconstrained in its own {100 * tried.free:.1f}" if tried.free else ""),
-            f"  {'':<40}{'old index':>10}{'own index':>10}",
+            f"  {'':<40}{'old index':>10}{'lead there':>24}{'own index':>10}",
             *(
-                f"  {p.name:<40}{100 * p.crossed:>10.1f}{100 * p.own:>10.1f}"
+                f"  {p.name:<40}{100 * p.crossed:>10.1f}{_lead(p):>24}{100 * p.own:>10.1f}"
                 f"{'  chosen' if p.name == tried.chosen else ''}"
                 f"{'  frontier' if p.name in tried.frontier else ''}"
                 for p in tried.points
@@ -226,6 +227,7 @@ def matrix(
     quiet: Quiet = False,
 ) -> None:
     """Every query version against every gallery version, with the criterion judged per metric."""
+    from hetero import versions
     from hetero._files import write_json
     from hetero.stages import embedding, versioning
 
@@ -236,7 +238,7 @@ def matrix(
         embedding.load_images(data, galleries[-1]),
         reporter(quiet),
         free=load_bundle(free) if free else None,
-        metrics=tuple(metric or ("recall_at_1", "map")),
+        metrics=tuple(metric or versions.JUDGED),
         margin=margin,
     )
     if output is not None:
@@ -247,6 +249,13 @@ def matrix(
 
 for command in (backfill.refresh, backfill.map, backfill.plan):
     app.command()(command)
+
+
+def _lead(point: Point) -> str:
+    """By how much a point of a sweep beats the old model in its index, in points of mAP."""
+    lead = point.leads["map"]
+    low, high = lead.ci or (float("nan"), float("nan"))
+    return f"{100 * lead.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _matrix_lines(found: Versions) -> list[str]:

@@ -9,20 +9,20 @@ classes, where the criterion is judged.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hetero import versions
+from hetero import compatibility, versions
 from hetero._files import make_folder, storage_errors, write_json
 from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, TrainingError
-from hetero.evaluate import Task, task
+from hetero.evaluate import task
+from hetero.metrics import Score
 from hetero.progress import Reporter
 from hetero.render import upgrades
-from hetero.space import Embeddings
 from hetero.stages import aligning
 from hetero.stages.drawing import drawn
 from hetero.stages.embedding import embed
@@ -30,6 +30,7 @@ from hetero.stages.versioning import Versions, version_matrix
 
 if TYPE_CHECKING:
     from hetero.fit import Settings
+    from hetero.retrieval import Ranks
     from hetero.train import UpgradeRecipe
 
 #: Name of the closed-form baseline on the frontier, the unconstrained model, turned: hours of
@@ -44,8 +45,8 @@ class SweepOptions:
     Attributes:
         influences: Weights of the frozen old classifier's term, `bct.influence`.
         regressions: Weights of the pull to the old vectors, `regression.weight`; 0 leaves it out.
-        rounds: While no point meets the criterion on validation classes, the regression of the best
-            one is tripled, at most this often.
+        rounds: While no point has a higher mAP in the old index than the old model has, on
+            validation classes, the regression of the best one is tripled, at most this often.
         free: Whether to train the unconstrained model too, for update gain, tax and the baseline.
     """
 
@@ -75,6 +76,7 @@ class Point:
         influence, regression: Its weights; 0 for the baseline.
         crossed: mAP in the old model's index, 0..1.
         own: mAP in its own index.
+        leads: Metric -> `crossed` less the old model in its own index, paired by query.
     """
 
     name: str
@@ -82,6 +84,17 @@ class Point:
     regression: float
     crossed: float
     own: float
+    leads: Mapping[str, Score]
+
+    @property
+    def meets(self) -> bool:
+        """Whether it is sure to search the old index better than the old model does.
+
+        Its lead in mAP has its interval above 0, and no metric's lies below: of many points some
+        lead by luck, and their lead is gone on other classes.
+        """
+        held = {name: compatibility.held(lead).met for name, lead in self.leads.items()}
+        return held["map"] is True and False not in held.values()
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Sweep:
         points: Every model trained, in order, and the closed-form baseline.
         frontier: Names of the points that no other beats in both, of those that are trained.
         chosen: Name of the point taken: the best in its own index of those that meet the criterion
-            on validation classes; if none does, the best in the old index.
+            on validation classes, `Point.meets`; if none does, that of the surest lead in mAP.
         before: mAP of the old model in its own index.
         free: mAP of the unconstrained model in its own index; None without it.
     """
@@ -120,12 +133,16 @@ def frontier(points: Sequence[Point]) -> tuple[str, ...]:
     )
 
 
-def choose(points: Sequence[Point], before: float) -> Point:
+def choose(points: Sequence[Point]) -> Point:
     """The point to take, see `Sweep.chosen`."""
-    meeting = [p for p in points if p.crossed > before]
-    if meeting:
+    if meeting := [p for p in points if p.meets]:
         return max(meeting, key=lambda p: (p.own, p.crossed))
-    return max(points, key=lambda p: (p.crossed, p.own))
+
+    def surest(point: Point) -> tuple[float, float]:
+        lead = point.leads["map"]
+        return (lead.ci or (lead.value, lead.value))[0], point.own
+
+    return max(points, key=surest)
 
 
 def verdict(
@@ -209,23 +226,24 @@ def sweep(
     job = task(images, "val")
     pixels = images.pixels(job.rows, old.preprocess)
     theirs = embed(old, job.ids, pixels, reporter)
-    before = _map(job, theirs, theirs)
+    base = job.rank(theirs, theirs)
+    before = versions.scored(base, "map").value
     points: list[Point] = []
     unconstrained = None
     if free:
         alone = embed(free, job.ids, pixels, reporter)
-        unconstrained = _map(job, alone, alone)
+        unconstrained = versions.scored(job.rank(alone, alone), "map").value
         turned = aligning.align(
             free, old, images, root / "turned", aligning.AlignOptions(), reporter
         ).bundle
-        crossed = _map(job, embed(turned, job.ids, pixels, reporter), theirs)
+        crossed = job.rank(embed(turned, job.ids, pixels, reporter), theirs)
         # A turn leaves distances as they are, so its own index is the unconstrained model's.
-        points.append(Point(TURNED, 0.0, 0.0, crossed, unconstrained))
-    base = len(points)
+        points.append(_point(TURNED, (0.0, 0.0), crossed, base, unconstrained))
+    untrained = len(points)
 
     def swept() -> Sweep:
-        trained = points[base:]
-        chosen = choose(trained, before).name
+        trained = points[untrained:]
+        chosen = choose(trained).name
         return Sweep(tuple(points), frontier(trained), chosen, before, unconstrained)
 
     def train(influence: float, regression: float) -> None:
@@ -253,15 +271,9 @@ def sweep(
             reporter.line(f"{name}: left out: {error}")
             return
         ours = embed(made, job.ids, pixels, reporter)
-        points.append(
-            Point(
-                name,
-                influence,
-                regression,
-                _map(job, *versions.meet(ours, theirs, made.nested, old.nested)),
-                _map(job, ours, ours),
-            )
-        )
+        crossed = job.rank(*versions.meet(ours, theirs, made.nested, old.nested))
+        own = versions.scored(job.rank(ours, ours), "map").value
+        points.append(_point(name, (influence, regression), crossed, base, own))
         _write(swept(), root, reporter)
 
     for influence in options.influences:
@@ -269,11 +281,11 @@ def sweep(
             if influence or regression:
                 train(influence, regression)
     for _ in range(options.rounds):
-        best = choose(points[base:], before) if points[base:] else None
+        best = choose(points[untrained:]) if points[untrained:] else None
         if best is None or best.crossed > before:
             break
         train(best.influence, 3 * best.regression or 10.0)
-    if not points[base:]:
+    if not points[untrained:]:
         raise TrainingError(f"{root}: no point of the sweep came to an end; lower --lr")
     done = swept()
     chosen = root / "points" / done.chosen
@@ -285,8 +297,16 @@ def sweep(
     return new, done, found
 
 
-def _map(job: Task, queries: Embeddings, gallery: Embeddings) -> float:
-    return versions.scored(job.rank(queries, gallery), "map").value
+def _point(
+    name: str, weights: tuple[float, float], crossed: Ranks, before: Ranks, own: float
+) -> Point:
+    """A point by what it finds in the old index, and what the old model finds there."""
+    score = versions.scored(crossed, "map").value
+    leads = {
+        metric: compatibility.difference(crossed, before, *versions.metric_of(metric))
+        for metric in versions.JUDGED
+    }
+    return Point(name, *weights, score, own, leads)
 
 
 def _write(done: Sweep, root: Path, reporter: Reporter) -> None:

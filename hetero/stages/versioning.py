@@ -56,7 +56,7 @@ def version_matrix(
     reporter: Reporter,
     *,
     free: Bundle | None = None,
-    metrics: Sequence[str] = ("recall_at_1", "map"),
+    metrics: Sequence[str] = versions.JUDGED,
     margin: float = versions.MARGIN,
 ) -> Versions:
     """Every query version in every gallery version, on test classes, with the criterion judged.
