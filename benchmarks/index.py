@@ -51,6 +51,7 @@ from hetero.stages import indexing
 ENGINES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "hnsw": ("hnsw", {}, (16, 32, 64, 128, 256, 512)),
     "ivfpq": ("ivfpq", {}, (1, 4, 16, 64, 256)),
+    "ivfpq 128 bytes": ("ivfpq", {"bytes": 128}, (1, 4, 16, 64, 256)),
     "usearch": ("usearch", {}, (16, 32, 64, 128, 256, 512)),
     "usearch i8": ("usearch", {"dtype": "i8"}, (16, 32, 64, 128, 256, 512)),
 }

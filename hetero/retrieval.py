@@ -167,8 +167,10 @@ def rank(
     by_label, by_group = _members(truth.gallery_labels), _members(truth.gallery_groups)
     none = np.empty(0, dtype=np.int64)
     kept: list[int] = []
-    found: list[Int64[np.ndarray, " r"]] = []
     visible: list[int] = []
+    # Room for all of them at once: joined from parts at the end, they would take twice that.
+    room = np.empty(sum(len(by_label.get(x, none)) for x in truth.query_labels), dtype=np.int64)
+    starts = [0]
 
     def of_row(row: int, scores: Float32[np.ndarray, " g"]) -> tuple[Int64[np.ndarray, " r"], int]:
         """The ranks of a query's right answers, and how many rows it could have found."""
@@ -184,7 +186,8 @@ def rank(
             rows = range(begin, begin + len(block))
             for row, (ranks, could) in zip(rows, each(of_row, rows, block), strict=True):
                 if ranks.size:
-                    found.append(ranks)
+                    starts.append(starts[-1] + len(ranks))
+                    room[starts[-2] : starts[-1]] = ranks
                     kept.append(row)
                     visible.append(could)
             if on_rows is not None:
@@ -194,12 +197,11 @@ def rank(
             "no query has a right answer in the gallery: every class needs two pictures that may "
             "answer each other (different groups), one a query and one in the gallery"
         )
-    lengths = np.fromiter((len(r) for r in found), np.int64, len(found))
     return Ranks(
         queries=np.asarray(kept, dtype=np.int64),
         labels=tuple(truth.query_labels[row] for row in kept),
-        ranks=np.concatenate(found),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        ranks=room[: starts[-1]],
+        starts=np.asarray(starts, dtype=np.int64),
         visible=np.asarray(visible, dtype=np.int64),
         unanswerable=len(queries) - len(kept),
     )

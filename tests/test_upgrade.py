@@ -27,6 +27,7 @@ from hetero.heads import CosineHead, simplex  # noqa: E402
 from hetero.maps._stored import StoredMap, joined  # noqa: E402
 from hetero.methods import bt2  # noqa: E402
 from hetero.metrics import Score, per_query  # noqa: E402
+from hetero.refresh import Correction, at_random, ranks  # noqa: E402
 from hetero.space import Embeddings  # noqa: E402
 from hetero.stages import forwarding, refreshing, upgrading, versioning  # noqa: E402
 from hetero.stages.aligning import AlignOptions  # noqa: E402
@@ -413,6 +414,32 @@ def test_a_refresh_is_drawn_from_the_old_index_to_the_new_one(home: Path, tmp_pa
     written = json.loads((tmp_path / "refresh.json").read_text())
     assert written["curves"]["random"]["area"] == pytest.approx(done.curves["random"].area)
     assert (tmp_path / "refresh.svg").read_text().count("area") >= 3
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_a_correction_is_kept_where_validation_classes_rank_no_worse_with_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    old, new = Bundle.load(home / "old"), Bundle.load(home / "new")
+    # An offset above all cosines ranks every old row, wrong or right, before every new one.
+    made = Correction(1.0, offset)
+    monkeypatch.setattr(refreshing, "fit_correction", lambda *_: made)
+    heard = Listener()
+    options = RefreshOptions(shares=(0.0, 0.5, 1.0), orders=1)
+    done = refreshing.refresh(old, new, PICTURES, options, tmp_path, heard)
+    told = [line for line in heard.lines if "left as they are" in line]
+    job = task(PICTURES, "val")
+    half = at_random(job.gallery_ids, 0)[: len(job.gallery_ids) // 2]
+    sides = seen(new, "val"), seen(old, "val"), seen(new, "val")
+    plain, corrected = (
+        per_query("average_precision", ranks(job, *sides, half, how)).mean() for how in (None, made)
+    )
+    helps = corrected >= plain
+    assert helps == (offset == 0.0)
+    assert done.correction == (made if helps else None)
+    assert ("random, corrected" in done.curves) == helps == (not told)
+    if told:
+        assert f"scores {100 * corrected:.1f}, and {100 * plain:.1f} without" in told[0]
 
 
 def test_a_refresh_is_a_failure_where_a_curve_falls_below_its_start() -> None:

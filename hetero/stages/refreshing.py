@@ -13,6 +13,7 @@ from hetero.bundle import Bundle
 from hetero.data import Images
 from hetero.errors import ConfigError, SpaceMismatchError
 from hetero.evaluate import Task
+from hetero.metrics import per_query
 from hetero.progress import Reporter
 from hetero.refresh import (
     SHARES,
@@ -23,6 +24,7 @@ from hetero.refresh import (
     fit_correction,
     mean_curve,
     most_first,
+    ranks,
     uncertainty,
 )
 from hetero.refresh import curve as curve_of
@@ -74,7 +76,7 @@ class Refreshed:
     Attributes:
         curves: Name -> curve: "random", "uncertain first", each "…, corrected" where scores can be
             corrected, and "control".
-        correction: Of cosines to old rows; None where none rises.
+        correction: Of cosines to old rows; None where none rises or helps on validation classes.
         before: The old model searching its own index, the system that is replaced.
         complete: The new model in its whole new index; more than the curve's end where its vectors
             are longer than the space it shares with the old ones.
@@ -169,12 +171,12 @@ def refresh(
     queries, before, after = sides(vectors)
     watch, watched = embedded(tuple(bundles.values()), images, "val", reporter)
     correction = None
+    module, k = versions.metric_of(options.metric)
     if images.labelled:
         try:
-            correction = fit_correction(watch, *sides(watched))
+            correction = _helping(watch, sides(watched), module, k)
         except NoCorrectionError as error:
             reporter.line(str(error))
-    module, k = versions.metric_of(options.metric)
 
     def curve(
         order: Sequence[str],
@@ -224,6 +226,30 @@ def refresh(
         reporter,
     )
     return done
+
+
+def _helping(
+    task: Task, sides: tuple[Embeddings, Embeddings, Embeddings], metric: str, k: int
+) -> Correction:
+    """The correction fitted to a task's pictures, if it helps there while half is re-embedded.
+
+    Equal odds do not have to rank better: what two scales of scores cost may be less than what a
+    slope makes of the older rows' errors.
+
+    Raises:
+        NoCorrectionError: No correction rises, or the ranking is worse with it.
+    """
+    made = fit_correction(task, *sides)
+    half = at_random(task.gallery_ids, 0)[: len(task.gallery_ids) // 2]
+    plain, corrected = (
+        float(per_query(metric, ranks(task, *sides, half, how), k).mean()) for how in (None, made)
+    )
+    if corrected < plain:
+        raise NoCorrectionError(
+            f"scores of older rows are left as they are: corrected, a half-refreshed gallery of "
+            f"validation classes scores {100 * corrected:.1f}, and {100 * plain:.1f} without"
+        )
+    return made
 
 
 def _map_of(path: Path | None) -> StoredMap | None:
