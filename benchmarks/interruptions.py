@@ -51,7 +51,7 @@ class Stage:
     """What is killed.
 
     Attributes:
-        command: With {data}, {gallery}, {query}, {exported} and {out} filled in.
+        command: With {data}, {gallery}, {other}, {query}, {exported} and {out} filled in.
         start: What the folder for results holds at first: a name of those, or "".
         modules: Imported before anything is forked.
     """
@@ -78,7 +78,7 @@ STAGES: Mapping[str, Stage] = {
     "lqf train": Stage(
         "lqf train {gallery} -d {data} --epochs 3 --batch 32 -o {out}/a.safetensors"
     ),
-    "align": Stage("align {query} --gallery {gallery} -d {data} -o {out}/aligned"),
+    "align": Stage("align {other} --gallery {gallery} -d {data} -o {out}/aligned"),
     "export": Stage(
         f"export {{out}} {_FILES} --resume", "query", ("onnxscript", "onnxruntime", "litert_torch")
     ),
@@ -316,12 +316,13 @@ def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, s
 
 def made(work: Path) -> dict[str, str]:
     """The small collection, two bundles, one with exported files, and vectors."""
-    places = {name: str(work / name) for name in ("data", "gallery", "query", "exported")}
+    places = {name: str(work / name) for name in ("data", "gallery", "other", "query", "exported")}
     places["vectors"] = str(work / "vectors.safetensors")
     collection(work / "data")
     net = "--backbone resnet:width=4 --batch 32 --epochs 2 --keep-going -q"
     lines = (
         f"train gallery -d {places['data']} --dim 16 {net} -o {places['gallery']}",
+        f"train gallery -d {places['data']} --dim 16 --seed 1 {net} -o {places['other']}",
         f"train query {places['gallery']} --views 1 {net} -o {places['query']}",
         f"embed {places['gallery']} -d {places['data']} -o {places['vectors']} -q",
         f"export {places['exported']} {_FILES} -q",

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -26,12 +29,13 @@ BLOCK_MIB = 64
 #: block it was computed; without a tolerance, the rows of a collapsed model would not be equal.
 TIE = 1e-6
 
-#: A query with more right answers than this has all similarities sorted.
-MANY = 32
+#: So many gallery rows are looked at at a time, by as many queries as there is memory for: one
+#: reading of them serves many queries, and a query's similarities stay in a processor's own memory.
+TILE = 16_384
 
-#: In a gallery of so many rows the queries of a block are looked at side by side: NumPy lets go of
-#: the interpreter for as long as it sorts or compares, and below that there is little to share.
-WIDE = 50_000
+#: With so many right answers a query, in so large a gallery, queries are looked at side by side:
+#: NumPy lets go of the interpreter while it sorts, and with fewer there is little to sort.
+MANY, WIDE = 32, 50_000
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,13 @@ class Ranks:
         return some
 
 
-def _members(keys: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
-    """Key -> ascending row numbers."""
-    rows: dict[str, list[int]] = {}
+def _members(keys: Sequence[str], asked: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Key -> ascending row numbers, of those keys that are asked for."""
+    rows: dict[str, list[int]] = {key: [] for key in asked}
     for row, key in enumerate(keys):
-        rows.setdefault(key, []).append(row)
-    return {key: np.asarray(value, dtype=np.int64) for key, value in rows.items()}
+        if key in rows:
+            rows[key].append(row)
+    return {key: np.asarray(value, dtype=np.int64) for key, value in rows.items() if value}
 
 
 def _check(queries: Embeddings, gallery: Embeddings, truth: Truth) -> None:
@@ -164,34 +169,42 @@ def rank(
         DataError: No query has a visible relevant gallery row.
     """
     _check(queries, gallery, truth)
-    by_label, by_group = _members(truth.gallery_labels), _members(truth.gallery_groups)
+    by_label = _members(truth.gallery_labels, truth.query_labels)
+    by_group = _members(truth.gallery_groups, truth.query_groups)
     none = np.empty(0, dtype=np.int64)
     kept: list[int] = []
     visible: list[int] = []
     # Room for all of them at once: joined from parts at the end, they would take twice that.
     room = np.empty(sum(len(by_label.get(x, none)) for x in truth.query_labels), dtype=np.int64)
     starts = [0]
-
-    def of_row(row: int, scores: Float32[np.ndarray, " g"]) -> tuple[Int64[np.ndarray, " r"], int]:
-        """The ranks of a query's right answers, and how many rows it could have found."""
-        hidden = by_group.get(truth.query_groups[row], none)
-        scores[hidden] = -np.inf
-        wanted = scores[by_label.get(truth.query_labels[row], none)]
-        wanted = np.sort(wanted[wanted != -np.inf])[::-1]
-        return _ranks(scores, wanted) if wanted.size else none, len(gallery) - hidden.size
-
-    with ThreadPoolExecutor(cores() if len(gallery) >= WIDE else 1) as pool:
-        each = pool.map if len(gallery) >= WIDE else map
-        for begin, block in _blocks(queries, gallery, block_mib):
-            rows = range(begin, begin + len(block))
-            for row, (ranks, could) in zip(rows, each(of_row, rows, block), strict=True):
-                if ranks.size:
-                    starts.append(starts[-1] + len(ranks))
-                    room[starts[-2] : starts[-1]] = ranks
+    many = room.size > MANY * len(queries) and len(gallery) >= WIDE
+    with _workers(many) as side_by_side:
+        for begin, count, parts in _tiles(queries, gallery, block_mib):
+            hidden = [by_group.get(x, none) for x in truth.query_groups[begin : begin + count]]
+            right = [by_label.get(x, none) for x in truth.query_labels[begin : begin + count]]
+            block = queries.vectors[begin : begin + count]
+            found = list(side_by_side(partial(_Found.of, gallery.vectors), block, right, hidden))
+            # What is no wrong answer, by gallery row.
+            column = np.concatenate([*right, *hidden], dtype=np.int32)
+            own = np.arange(count, dtype=np.int32)
+            place = np.repeat([own, own], [len(x) for x in (*right, *hidden)])
+            order = np.argsort(column, kind="stable")
+            column, place = column[order], place[order]
+            shares = np.array_split(np.arange(count), 4 * cores())
+            for first, tile in parts:
+                a, b = np.searchsorted(column, (first, first + tile.shape[1]))
+                tile[place[a:b], column[a:b] - first] = -np.inf
+                for _ in side_by_side(partial(_look, found, tile), shares):
+                    pass
+            for row, one in enumerate(found, start=begin):
+                if one.reach.size:
+                    starts.append(starts[-1] + one.reach.size)
+                    # The rows ahead are wrong ones; before its own place come the right ones too.
+                    room[starts[-2] : starts[-1]] = one.ahead + np.arange(one.reach.size)
                     kept.append(row)
-                    visible.append(could)
+                    visible.append(len(gallery) - hidden[row - begin].size)
             if on_rows is not None:
-                on_rows(len(block))
+                on_rows(count)
     if not kept:
         raise DataError(
             "no query has a right answer in the gallery: every class needs two pictures that may "
@@ -207,36 +220,77 @@ def rank(
     )
 
 
-def _ranks(
-    scores: Float32[np.ndarray, " g"], wanted: Float32[np.ndarray, " r"]
-) -> Int64[np.ndarray, " r"]:
-    """Ranks among `scores` of those scores that are `wanted`, descending; ties count against."""
-    reach = wanted - np.float32(TIE)
-    ahead = (_counts_sorted if len(wanted) > MANY else _counts)(scores, reach)
-    # Right answers among those rows are no mistakes; before its own place count those above it.
-    return ahead - np.searchsorted(-wanted, -reach, side="right") + np.arange(len(wanted))
+@dataclass(eq=False)
+class _Found:
+    """How many wrong answers are ahead of each right one, as far as was looked.
+
+    Attributes:
+        reach: Scores from which a wrong answer counts as ahead, ascending: ties are ahead.
+        ahead: How many do, so far; descending scores.
+    """
+
+    reach: Float32[np.ndarray, " r"]
+    ahead: Int64[np.ndarray, " r"]
+
+    @classmethod
+    def of(
+        cls,
+        gallery: Float32[np.ndarray, "g d"],
+        query: Float32[np.ndarray, " d"],
+        right: Int64[np.ndarray, " r"],
+        hidden: Int64[np.ndarray, " h"],
+    ) -> _Found:
+        """Before anything was looked at."""
+        wanted = right[~np.isin(right, hidden)] if hidden.size else right
+        reach = np.sort(gallery[wanted] @ query) - np.float32(TIE)
+        return cls(reach, np.zeros(reach.size, dtype=np.int64))
 
 
-def _counts(
-    scores: Float32[np.ndarray, " g"], reach: Float32[np.ndarray, " r"]
-) -> Int64[np.ndarray, " r"]:
-    """How many of `scores` are at least each of `reach`, which descends."""
-    # Each looks only at what is at least as good as the one below it, from the last up.
-    rest, ahead = scores, np.empty(len(reach), dtype=np.int64)
-    for at in range(len(reach) - 1, -1, -1):
-        better = rest >= reach[at]
-        ahead[at] = np.count_nonzero(better)
-        if at and 4 * ahead[at] < len(rest):
-            rest = rest[better]
-    return ahead
+def _look(
+    found: Sequence[_Found], tile: Float32[np.ndarray, "b t"], rows: Int64[np.ndarray, " p"]
+) -> None:
+    """Count in some queries' similarities to some gallery rows."""
+    for row in rows:
+        one, scores = found[row], tile[row]
+        if one.reach.size:
+            ahead = scores[scores >= one.reach[0]]
+            ahead.sort()
+            one.ahead += (ahead.size - np.searchsorted(ahead, one.reach))[::-1]
 
 
-def _counts_sorted(
-    scores: Float32[np.ndarray, " g"], reach: Float32[np.ndarray, " r"]
-) -> Int64[np.ndarray, " r"]:
-    """The same by one sort, which takes as long as some tens of looks at all scores."""
-    ahead: Int64[np.ndarray, " r"] = len(scores) - np.searchsorted(np.sort(scores), reach)
-    return ahead
+@contextmanager
+def _workers(many: bool) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map`, on all processors or not."""
+    if not many:
+        yield map
+        return
+    with ThreadPoolExecutor(cores()) as pool:
+        yield pool.map
+
+
+def _tiles(
+    queries: Embeddings, gallery: Embeddings, block_mib: float
+) -> Iterator[tuple[int, int, Iterator[tuple[int, Float32[np.ndarray, "b t"]]]]]:
+    """Block after block: first query row, how many, and first gallery rows and similarities.
+
+    What is seen of a block is overwritten by the next part of it.
+    """
+    room = max(1, int(block_mib * 2**18))
+    wide = min(TILE, len(gallery), room)
+    high = min(room // wide, len(queries))
+    store = np.empty(high * wide, dtype=np.float32)
+
+    def parts(
+        block: Float32[np.ndarray, "b d"],
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "b t"]]]:
+        for first in range(0, len(gallery), wide):
+            rows = gallery.vectors[first : first + wide]
+            tile = store[: len(block) * len(rows)].reshape(len(block), len(rows))
+            yield first, np.matmul(block, rows.T, out=tile)
+
+    for begin in range(0, len(queries), high):
+        block = queries.vectors[begin : begin + high]
+        yield begin, len(block), parts(block)
 
 
 def search(
@@ -272,7 +326,7 @@ def search(
             f"search for the {k} best of {len(gallery)} gallery rows; both have to be at least 1"
         )
     k = min(k, len(gallery))
-    by_group = _members(truth.gallery_groups) if truth else {}
+    by_group = _members(truth.gallery_groups, truth.query_groups) if truth else {}
     rows = np.empty((len(queries), k), dtype=np.int64)
     values = np.empty((len(queries), k), dtype=np.float32)
     for begin, block in _blocks(queries, gallery, block_mib):
