@@ -39,6 +39,9 @@ from benchmarks.lab import RESULTS, machine, save
 #: SIGKILL to the command alone, to its whole family, or Ctrl-C, which reaches all.
 WAYS = ("main", "all", "ctrl-c")
 
+#: Units of what differs from run to run.
+NOISY = ("ms", "s", "MiB", "1/s")
+
 #: Pictures a class of the small collection, and classes.
 PER_CLASS, CLASSES = 5, 60
 
@@ -78,7 +81,7 @@ STAGES: Mapping[str, Stage] = {
     "lqf train": Stage(
         "lqf train {gallery} -d {data} --epochs 3 --batch 32 -o {out}/a.safetensors"
     ),
-    "align": Stage("align {other} --gallery {gallery} -d {data} -o {out}/aligned"),
+    "align": Stage("align {other} {gallery} -d {data} -o {out}/aligned"),
     "export": Stage(
         f"export {{out}} {_FILES} --resume", "query", ("onnxscript", "onnxruntime", "litert_torch")
     ),
@@ -179,7 +182,12 @@ def arrays(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    """Every value in nested JSON, by the keys that lead to it."""
+    """Every value in nested JSON, by the keys that lead to it.
+
+    Of measurements of time and memory only that they are there: two may be equal by chance.
+    """
+    if isinstance(value, dict) and value.get("unit") in NOISY:
+        value = {k: value[k] for k in ("name", "unit")}
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in pairs:
@@ -242,8 +250,12 @@ def ended(pid: int, until: float | None = None) -> int | None:
         time.sleep(0.002)
 
 
-def kill(pid: int, way: str, tally: Tally) -> None:
-    """End a run and what it started."""
+def kill(pid: int, way: str, tally: Tally, whole: int | None) -> int | None:
+    """End a run and what it started.
+
+    Returns:
+        The exit code, if the run came to its own end, `whole`, before it was hit; else None.
+    """
     import psutil
 
     try:
@@ -256,12 +268,14 @@ def kill(pid: int, way: str, tally: Tally) -> None:
             for one in family if way == "all" else ():
                 one.kill()
     except (psutil.Error, ProcessLookupError):
-        return
+        return ended(pid)
+    if (code := ended(pid)) == whole:
+        return code
     tally.kills[way] += 1
-    code = ended(pid)
     if code not in (-signal.SIGKILL, 130):
         tally.wrong_exits.append(code if code is not None else 0)
     tally.orphans += len(psutil.wait_procs(family, timeout=10)[1])
+    return None
 
 
 def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, seed: int) -> Tally:
@@ -298,12 +312,10 @@ def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, s
         enough = sum(tally.kills.values()) >= times
         code = ended(pid, None if enough else time.monotonic() + rng.uniform(0, tally.span_s))
         if code is None:
-            before = sum(tally.kills.values())
-            kill(pid, rng.choice(WAYS), tally)
-            if sum(tally.kills.values()) > before:
-                killed = True
-                continue
-            code = ended(pid)
+            code = kill(pid, rng.choice(WAYS), tally, codes[0])
+        if code is None:
+            killed = True
+            continue
         if code != codes[0]:
             tally.wrong_exits.append(code if code is not None else 0)
         tally.ends += 1

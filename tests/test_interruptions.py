@@ -32,6 +32,12 @@ def test_json_is_compared_value_by_value():
     }
 
 
+def test_of_times_and_memory_only_their_being_there_is_compared():
+    one, other = ({"name": "peak", "value": v, "unit": "MiB", "ci": None} for v in (1, 2))
+    assert dict(flat([one])) == dict(flat([other])) == {"/0/name": '"peak"', "/0/unit": '"MiB"'}
+    assert dict(flat({"name": "map", "value": 0.5, "unit": ""}))["/value"] == "0.5"
+
+
 def test_two_runs_that_differ_in_time_alone_are_the_same(tmp_path):
     first, second, third = (left_by(written(tmp_path / str(n), took_s=n)) for n in range(3))
     assert first["report.json/took_s"] != second["report.json/took_s"]
@@ -69,7 +75,7 @@ def test_what_was_lost_altered_or_written_twice_is_named(tmp_path, harm, seen):
 
 
 def test_every_stage_names_only_places_that_there_are():
-    names = ("data", "gallery", "query", "exported", "vectors", "out")
+    names = ("data", "gallery", "other", "query", "exported", "vectors", "out")
     for stage in STAGES.values():
         assert "{" not in stage.command.format(**dict.fromkeys(names, "x"))
         assert stage.start in ("", *names)
