@@ -133,8 +133,8 @@ def _speed() -> list[str]:
             for name, words in (
                 ("exact", "engine `exact`"),
                 (
-                    "rank few",
-                    f"exact evaluation (ranks of all {e['answers']['rank few']:.0f} right answers)",
+                    "picture",
+                    f"exact evaluation (ranks of all {e['answers']['picture']:.0f} right answers)",
                 ),
             )
         ]

@@ -33,9 +33,13 @@ TIE = 1e-6
 #: reading of them serves many queries, and a query's similarities stay in a processor's own memory.
 TILE = 16_384
 
-#: With so many right answers a query, in so large a gallery, queries are looked at side by side:
-#: NumPy lets go of the interpreter while it sorts, and with fewer there is little to sort.
-MANY, WIDE = 32, 50_000
+#: Counting what is ahead of so many right answers takes as long as one sort; but short rows are
+#: sorted in no time.
+MANY, SHORT = 32, 1000
+
+#: In so large a gallery queries are looked at side by side: NumPy lets go of the interpreter while
+#: it compares and sorts.
+WIDE = 50_000
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ class Ranks:
 
 def _members(keys: Sequence[str], asked: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
     """Key -> ascending row numbers, of those keys that are asked for."""
-    rows: dict[str, list[int]] = {key: [] for key in asked}
-    for row, key in enumerate(keys):
-        if key in rows:
-            rows[key].append(row)
-    return {key: np.asarray(value, dtype=np.int64) for key, value in rows.items() if value}
+    number = {key: n for n, key in enumerate(dict.fromkeys(asked))}
+    code = np.fromiter((number.get(key, -1) for key in keys), np.int32, len(keys))
+    order = np.argsort(code, kind="stable")
+    edges = np.searchsorted(code[order], np.arange(len(number) + 1))
+    return {key: order[edges[n] : edges[n + 1]] for key, n in number.items()}
 
 
 def _check(queries: Embeddings, gallery: Embeddings, truth: Truth) -> None:
@@ -177,8 +181,7 @@ def rank(
     # Room for all of them at once: joined from parts at the end, they would take twice that.
     room = np.empty(sum(len(by_label.get(x, none)) for x in truth.query_labels), dtype=np.int64)
     starts = [0]
-    many = room.size > MANY * len(queries) and len(gallery) >= WIDE
-    with _workers(many) as side_by_side:
+    with _workers(len(gallery) >= WIDE) as side_by_side:
         for begin, count, parts in _tiles(queries, gallery, block_mib):
             hidden = [by_group.get(x, none) for x in truth.query_groups[begin : begin + count]]
             right = [by_label.get(x, none) for x in truth.query_labels[begin : begin + count]]
@@ -253,15 +256,33 @@ def _look(
     for row in rows:
         one, scores = found[row], tile[row]
         if one.reach.size:
-            ahead = scores[scores >= one.reach[0]]
-            ahead.sort()
-            one.ahead += (ahead.size - np.searchsorted(ahead, one.reach))[::-1]
+            one.ahead += _counts(scores, one.reach)[::-1]
+
+
+def _counts(
+    scores: Float32[np.ndarray, " t"], reach: Float32[np.ndarray, " r"]
+) -> Int64[np.ndarray, " r"]:
+    """How many of `scores`, which lose their order, are at least each of `reach`, which ascends."""
+    better = scores >= reach[0]
+    # What is below the lowest is of no interest; left out where a copy is cheaper than to keep it.
+    rest = scores[better] if 2 * np.count_nonzero(better) < len(scores) else scores
+    if len(reach) > MANY or len(rest) < SHORT:
+        rest.sort()
+        ahead: Int64[np.ndarray, " r"] = len(rest) - np.searchsorted(rest, reach)
+        return ahead
+    ahead = np.empty(len(reach), dtype=np.int64)
+    for at, bound in enumerate(reach):
+        better = rest >= bound
+        ahead[at] = np.count_nonzero(better)
+        if 4 * ahead[at] < len(rest):
+            rest = rest[better]
+    return ahead
 
 
 @contextmanager
-def _workers(many: bool) -> Iterator[Callable[..., Iterator[Any]]]:
+def _workers(several: bool) -> Iterator[Callable[..., Iterator[Any]]]:
     """A `map`, on all processors or not."""
-    if not many:
+    if not several:
         yield map
         return
     with ThreadPoolExecutor(cores()) as pool:

@@ -14,9 +14,11 @@ from sklearn.metrics import average_precision_score
 from hetero import retrieval
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.retrieval import (
+    MANY,
     TIE,
     Ranks,
     Truth,
+    _counts,
     pairwise_cosine,
     rank,
     search,
@@ -101,7 +103,6 @@ def test_many_right_answers_are_ranked_as_a_slow_loop_does():
 
 def test_rows_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
     monkeypatch.setattr(retrieval, "WIDE", 100)
-    monkeypatch.setattr(retrieval, "MANY", 1)
     monkeypatch.setattr(retrieval, "cores", lambda: 3)
     q, g, answers = task(5, n_queries=40, n_gallery=300, classes=4, groups=9)
     # Four blocks, the last of them not full.
@@ -117,6 +118,21 @@ def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, ti
     q, g, answers = task(6, n_queries=20, n_gallery=300, classes=4, groups=9)
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
     assert as_dict(rank(q, g, answers, block_mib=3 * tile * 4 / 2**20)) == slow_rank(q, g, answers)
+
+
+@pytest.mark.parametrize("short", [0, 10**6])
+@pytest.mark.parametrize("low", [-0.5, 0.5, 0.75])
+@pytest.mark.parametrize("answers", [1, MANY, MANY + 1])
+def test_all_ways_to_count_agree_where_one_hands_over_to_the_other(
+    monkeypatch, answers, low, short
+):
+    monkeypatch.setattr(retrieval, "SHORT", short)
+    rng = np.random.default_rng(answers)
+    # Few different values, so that there are ties, and hidden rows.
+    scores = rng.choice(np.float32([-np.inf, -0.5, 0, 0.25, 0.5, 0.75]), 2000)
+    reach = np.sort(rng.choice(scores[scores >= low], answers))
+    expected = [int((scores >= r).sum()) for r in reach]
+    assert _counts(scores.copy(), reach).tolist() == expected
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
