@@ -22,8 +22,8 @@ of every right answer, in memory bounded by --memory-mib) alternate, so that all
 Right answers are, once, the rows made of the query's own picture, and once all rows of its class,
 whose pictures raw pixels do not bring together: what lies ahead of most right answers is half of
 the gallery, and counting it takes longer than finding it.
-What memory grows by is taken from the kernel's high-water mark, over what was held before the call,
-in a run that is not timed.
+What memory grows by is taken from the kernel's high-water mark, over what was held before the call;
+the most of all repeats.
 
 *Approximate.* `hetero.stages.indexing.recall` on each engine, as `hetero index recall` does it.
 """
@@ -154,15 +154,15 @@ def exact_part(
     }
     for name, truth in truths.items():
         calls[name] = partial(rank, queries, gallery, truth, block_mib=block_mib)
-    grown = {name: grown_mib(call) for name, call in calls.items()}
-    print(f"grown by {grown} MiB", flush=True)
+    grown: dict[str, float] = {}
     pairs: list[dict[str, float]] = []
     for repeat in range(args.repeats):
         pairs.append({})
         for name, call in calls.items():
             begun = time.monotonic()
-            call()
+            more = grown_mib(call)
             pairs[-1][name] = time.monotonic() - begun
+            grown[name] = max(more, grown.get(name, more))
         print(f"exact, repeat {repeat + 1}: {pairs[-1]}", flush=True)
     _, rows = bare.search(asked, args.k)
     found = ours.search(queries, args.k).ids

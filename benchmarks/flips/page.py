@@ -21,7 +21,8 @@ ROWS = {
     "kl-temperature-1": "focal distillation, KL, temperature 1",
     "logit-focus-20": "focal distillation, logits, focus 20",
     "elodi": "ELODI, student to student",
-    "shipped": "LDI to the new ensemble and the old model",
+    "elodi-and-old": "ELODI, the old student among the members",
+    "shipped": "LDI to new models with the plain old one among them",
 }
 
 
@@ -37,7 +38,7 @@ def _mean(values: list[float]) -> float:
 
 def judge(raw: dict[str, Any]) -> list[Outcome]:
     """The outcome of every claim, in order."""
-    return [_a16(raw), _a17(raw), _a18(raw), _a19(raw), _shipped(raw)]
+    return [_a16(raw), _a17(raw), _a18(raw), _a19(raw), _member(raw)]
 
 
 def _change(raw: dict[str, Any], label: str) -> list[float]:
@@ -101,13 +102,13 @@ def _a19(raw: dict[str, Any]) -> Outcome:
     )
 
 
-def _shipped(raw: dict[str, Any]) -> Outcome:
-    change = _change(raw, "shipped")
-    cost = _mean(_all(raw, "shipped", "er_new")) - _mean(_all(raw, "none", "er_new"))
+def _member(raw: dict[str, Any]) -> Outcome:
+    change = _change(raw, "elodi-and-old")
+    cost = _mean(_all(raw, "elodi-and-old", "er_new")) - _mean(_all(raw, "none", "er_new"))
     return Outcome(
-        "flips",
-        "an ensemble with the old model among its members breaks a third less than plain training, at no more error",
-        "relative NFR 35 % lower or more, mean error not higher, lower for every seed",
+        "member",
+        "with the old student as one more member ELODI breaks a third less than plain training, at no more error",
+        "relative NFR 35 % lower or more, lower for every seed, mean error not higher",
         f"{100 * _mean(change):.0f} % lower ({', '.join(f'{100 * c:.0f}' for c in change)}), error {100 * cost:+.1f} points",
         _mean(change) >= 0.35 and min(change) > 0 and cost <= 0,
     )
@@ -163,7 +164,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
         f"`{raw['command']}`: classifiers `{size['backbone']}` ({raw['macs'] / 1e6:.1f} MMAC), {size['epochs']} epochs; the old one trained on "
         f"{size['pictures'] // 2:,} pictures, the new one on {size['pictures']:,}; {raw['models']} models, {raw['cpu_s'] / 60:.0f} CPU minutes. "
         f"{n:,} test pictures, in percent, mean over seeds {', '.join(str(s['seed']) for s in raw['seeds'])}, lowest and highest. Relative: negative flips "
-        f"over those that independent errors would give. Strengths chosen by {raw['sweep_plain'][0]['n']:,} validation pictures, mean over seeds: {chosen} (times that the old model is a member). ELODI's row and the "
+        f"over those that independent errors would give. Strengths chosen by {raw['sweep_plain'][0]['n']:,} validation pictures, mean over seeds: {chosen} (times that the old model is a member). ELODI's rows and the "
         f"ensemble's compare with an old side of their own kind, all others with the plain old model; the ensembles have {len(raw['seeds'])} members.",
         "",
         "| new model | error, old | error | negative flips | relative | positive flips |",

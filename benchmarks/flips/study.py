@@ -112,8 +112,7 @@ def held(method: str, seed: int, weight: float, size: Size) -> Job:
     old = Job("old", seed).folder
     name = name_of(method, weight)
     if method == "shipped":
-        members = tuple(Job("none", s).folder for s in size.seeds)
-        return Job(name, seed, 1.0, "ldi", {}, (*members, *(old,) * int(weight)))
+        return Job(name, seed, 1.0, "ldi", {}, (*members("none", size), *(old,) * int(weight)))
     return Job(name, seed, 1.0, method, {"weight": weight}, (old,))
 
 
@@ -133,9 +132,23 @@ def rest(size: Size, kept: Mapping[str, float]) -> list[Job]:
         ):
             jobs.append(Job(name, s, 1.0, method, {"weight": kept[method], **changed}, old))
         for name, member, share in (("elodi-old", "old", OLD_SHARE), ("elodi", "none", 1.0)):
-            members = tuple(Job(member, m).folder for m in size.seeds)
-            jobs.append(Job(name, s, share, "ldi", {}, members))
+            jobs.append(Job(name, s, share, "ldi", {}, members(member, size)))
     return jobs
+
+
+def members(name: str, size: Size) -> tuple[str, ...]:
+    """Folders of an ensemble: the old or the plain new models of all seeds."""
+    return tuple(Job(name, s).folder for s in size.seeds)
+
+
+def last(size: Size) -> list[Job]:
+    """ELODI's new students once more, with the old student as one more member."""
+    return [
+        Job(
+            "elodi-and-old", s, 1.0, "ldi", {}, (*members("none", size), Job("elodi-old", s).folder)
+        )
+        for s in size.seeds
+    ]
 
 
 def fewer(images: Images, count: int, share: float, test: int, val: int = 0) -> Images:
