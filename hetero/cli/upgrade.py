@@ -254,8 +254,8 @@ for command in (backfill.refresh, backfill.map, backfill.plan):
 def _lead(point: Point) -> str:
     """By how much a point of a sweep beats the old model in its index, in points of mAP."""
     lead = point.leads["map"]
-    low, high = lead.ci or (float("nan"), float("nan"))
-    return f"{100 * lead.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    interval = f" ({100 * lead.ci[0]:+.1f} to {100 * lead.ci[1]:+.1f})" if lead.ci else ""
+    return f"{100 * lead.value:+.1f}{interval}"
 
 
 def _matrix_lines(found: Versions) -> list[str]:
