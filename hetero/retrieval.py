@@ -102,7 +102,7 @@ class Ranks:
 
 
 def _members(keys: Sequence[str], asked: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
-    """Key -> ascending row numbers, of those keys that are asked for."""
+    """Each key that is asked for -> ascending row numbers, none where it is not there."""
     number = {key: n for n, key in enumerate(dict.fromkeys(asked))}
     code = np.fromiter((number.get(key, -1) for key in keys), np.int32, len(keys))
     order = np.argsort(code, kind="stable")
@@ -175,16 +175,15 @@ def rank(
     _check(queries, gallery, truth)
     by_label = _members(truth.gallery_labels, truth.query_labels)
     by_group = _members(truth.gallery_groups, truth.query_groups)
-    none = np.empty(0, dtype=np.int64)
     kept: list[int] = []
     visible: list[int] = []
     # Room for all of them at once: joined from parts at the end, they would take twice that.
-    room = np.empty(sum(len(by_label.get(x, none)) for x in truth.query_labels), dtype=np.int64)
+    room = np.empty(sum(len(by_label[x]) for x in truth.query_labels), dtype=np.int64)
     starts = [0]
     with _workers(len(gallery) >= WIDE) as side_by_side:
         for begin, count, parts in _tiles(queries, gallery, block_mib):
-            hidden = [by_group.get(x, none) for x in truth.query_groups[begin : begin + count]]
-            right = [by_label.get(x, none) for x in truth.query_labels[begin : begin + count]]
+            hidden = [by_group[x] for x in truth.query_groups[begin : begin + count]]
+            right = [by_label[x] for x in truth.query_labels[begin : begin + count]]
             block = queries.vectors[begin : begin + count]
             found = list(side_by_side(partial(_Found.of, gallery.vectors), block, right, hidden))
             # What is no wrong answer, by gallery row.
@@ -199,13 +198,13 @@ def rank(
                 tile[place[a:b], column[a:b] - first] = -np.inf
                 for _ in side_by_side(partial(_look, found, tile), shares):
                     pass
-            for row, one in enumerate(found, start=begin):
+            for row, (one, unseen) in enumerate(zip(found, hidden, strict=True), start=begin):
                 if one.reach.size:
                     starts.append(starts[-1] + one.reach.size)
                     # The rows ahead are wrong ones; before its own place come the right ones too.
-                    room[starts[-2] : starts[-1]] = one.ahead + np.arange(one.reach.size)
+                    room[starts[-2] : starts[-1]] = one.ahead[::-1] + np.arange(one.reach.size)
                     kept.append(row)
-                    visible.append(len(gallery) - hidden[row - begin].size)
+                    visible.append(len(gallery) - unseen.size)
             if on_rows is not None:
                 on_rows(count)
     if not kept:
@@ -229,7 +228,7 @@ class _Found:
 
     Attributes:
         reach: Scores from which a wrong answer counts as ahead, ascending: ties are ahead.
-        ahead: How many do, so far; descending scores.
+        ahead: How many do, so far, for each of `reach`.
     """
 
     reach: Float32[np.ndarray, " r"]
@@ -256,7 +255,7 @@ def _look(
     for row in rows:
         one, scores = found[row], tile[row]
         if one.reach.size:
-            one.ahead += _counts(scores, one.reach)[::-1]
+            one.ahead += _counts(scores, one.reach)
 
 
 def _counts(
@@ -264,14 +263,16 @@ def _counts(
 ) -> Int64[np.ndarray, " r"]:
     """How many of `scores`, which lose their order, are at least each of `reach`, which ascends."""
     better = scores >= reach[0]
+    most = np.count_nonzero(better)
     # What is below the lowest is of no interest; left out where a copy is cheaper than to keep it.
-    rest = scores[better] if 2 * np.count_nonzero(better) < len(scores) else scores
+    rest = scores[better] if 2 * most < len(scores) else scores
     if len(reach) > MANY or len(rest) < SHORT:
         rest.sort()
         ahead: Int64[np.ndarray, " r"] = len(rest) - np.searchsorted(rest, reach)
         return ahead
     ahead = np.empty(len(reach), dtype=np.int64)
-    for at, bound in enumerate(reach):
+    ahead[0] = most
+    for at, bound in enumerate(reach[1:], start=1):
         better = rest >= bound
         ahead[at] = np.count_nonzero(better)
         if 4 * ahead[at] < len(rest):
@@ -353,7 +354,7 @@ def search(
     for begin, block in _blocks(queries, gallery, block_mib):
         for row, scores in enumerate(block, start=begin):
             if truth is not None:
-                scores[by_group.get(truth.query_groups[row], [])] = -np.inf
+                scores[by_group[truth.query_groups[row]]] = -np.inf
             rows[row] = _top(scores, k)
             values[row] = scores[rows[row]]
     rows[np.isneginf(values)] = -1

@@ -116,10 +116,12 @@ def main() -> None:
         train(rest(size, kept))
         train(last(size))
     names = {m: name_of(m, w) for m, w in kept.items()}
-    names |= {n: n for n in ("none", "kl-temperature-1", "logit-focus-20")}
+    beside = ("none", "kl-temperature-1", "logit-focus-20")
+    names |= {n: n for n in beside}
     seeds = []
-    for s in size.seeds:
-        scores = {label: against_old(Job(name, s), "test") for label, name in names.items()}
+    for n, s in enumerate(size.seeds):
+        scores = {method: tested[method][weight][n] for method, weight in kept.items()}
+        scores |= {name: against_old(Job(name, s), "test") for name in beside}
         for name in ("elodi", "elodi-and-old"):
             scores[name] = score(at(Job("elodi-old", s)), at(Job(name, s)), images, "test")
         fitted = {label: records[Job(name, s).folder]["fitted"] for label, name in names.items()}

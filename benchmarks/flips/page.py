@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.acceptance.rules import Outcome, table
-from benchmarks.flips.study import mean_error
+from benchmarks.flips.study import mean_error, rate
 
 #: Row labels, in the order of the table.
 ROWS = {
@@ -27,9 +27,8 @@ ROWS = {
 
 
 def _all(raw: dict[str, Any], label: str, name: str) -> list[float]:
-    """A rate of every seed, in 0..1; relative flips where none were expected count as 0."""
-    found = [seed["scores"][label][name] for seed in raw["seeds"]]
-    return [0.0 if f is None else float(f["value"]) for f in found]
+    """A rate of every seed, in 0..1."""
+    return [rate(seed["scores"][label], name) for seed in raw["seeds"]]
 
 
 def _mean(values: list[float]) -> float:
@@ -47,10 +46,16 @@ def _change(raw: dict[str, Any], label: str) -> list[float]:
     return [0.0 if p == 0 else (p - m) / p for p, m in zip(plain, mine, strict=True)]
 
 
+def _cost(raw: dict[str, Any], label: str) -> float:
+    """By how much the mean error is above plain training's, in 0..1."""
+    mine, plain = (_mean(_all(raw, x, "er_new")) for x in (label, "none"))
+    return mine - plain
+
+
 def _a16(raw: dict[str, Any]) -> Outcome:
     fitted = _mean([seed["fitted"]["none"] for seed in raw["seeds"]])
     labels = ("focal_kl", "focal_logit")
-    costs = {x: _mean(_all(raw, x, "er_new")) - _mean(_all(raw, "none", "er_new")) for x in labels}
+    costs = {x: _cost(raw, x) for x in labels}
     fair = [x for x in labels if costs[x] <= 0.01] or list(labels)
     label = max(fair, key=lambda x: _mean(_change(raw, x)))
     change = _change(raw, label)
@@ -104,7 +109,7 @@ def _a19(raw: dict[str, Any]) -> Outcome:
 
 def _member(raw: dict[str, Any]) -> Outcome:
     change = _change(raw, "elodi-and-old")
-    cost = _mean(_all(raw, "elodi-and-old", "er_new")) - _mean(_all(raw, "none", "er_new"))
+    cost = _cost(raw, "elodi-and-old")
     return Outcome(
         "member",
         "with the old student as one more member ELODI breaks a third less than plain training, at no more error",
@@ -133,8 +138,7 @@ def _why(raw: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
         free = {
             words: _mean(_change(raw, label))
             for label, words in ROWS.items()
-            if label != "none"
-            and _mean(_all(raw, label, "er_new")) <= _mean(_all(raw, "none", "er_new")) + 0.01
+            if label != "none" and _cost(raw, label) <= 0.01
         }
         best = max(free, key=lambda x: free[x])
         lines.append(
@@ -195,7 +199,7 @@ def section(name: str, raw: dict[str, Any]) -> str:
     for method, found in raw["sweep"].items():
         for weight, splits in found.items():
             values = [
-                100 * _mean([0.0 if s[k] is None else float(s[k]["value"]) for s in splits["test"]])
+                100 * _mean([rate(s, k) for s in splits["test"]])
                 for k in ("er_new", "nfr", "relative_nfr")
             ]
             lines.append(f"| {method} | {weight} | {' / '.join(f'{v:.1f}' for v in values)} |")

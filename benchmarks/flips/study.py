@@ -301,14 +301,15 @@ def best(
     fair = [w for w, error in errors.items() if error <= mean_error(plain) + most]
     if not fair:
         return min(errors, key=lambda w: errors[w])
-    return min(fair, key=lambda w: sum(_relative(s) for s in scores[w]))
+    return min(fair, key=lambda w: sum(rate(s, "relative_nfr") for s in scores[w]))
 
 
 def mean_error(scores: Sequence[dict[str, Any]]) -> float:
     """Of the new models, over seeds, in 0..1."""
-    return sum(float(s["er_new"]["value"]) for s in scores) / len(scores)
+    return sum(rate(s, "er_new") for s in scores) / len(scores)
 
 
-def _relative(scores: dict[str, Any]) -> float:
-    found = scores["relative_nfr"]
+def rate(scores: dict[str, Any], name: str) -> float:
+    """In 0..1; relative flips where none were expected count as 0."""
+    found = scores[name]
     return 0.0 if found is None else float(found["value"])

@@ -37,7 +37,6 @@ from hetero.cli._options import (
 from hetero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hetero.stages.upgrading import Point
     from hetero.stages.versioning import Versions
 
 app = typer.Typer(
@@ -117,6 +116,7 @@ def train(
     """Train a new gallery model into the old one's space; ends in a verdict on test classes."""
     from hetero.fit import Settings
     from hetero.heads import Margin
+    from hetero.render.backfill import change
     from hetero.stages import embedding, estimating, upgrading
     from hetero.train import UpgradeRecipe, train_upgrade
 
@@ -171,7 +171,8 @@ def train(
             + (f", unconstrained in its own {100 * tried.free:.1f}" if tried.free else ""),
             f"  {'':<40}{'old index':>10}{'lead there':>24}{'own index':>10}",
             *(
-                f"  {p.name:<40}{100 * p.crossed:>10.1f}{_lead(p):>24}{100 * p.own:>10.1f}"
+                f"  {p.name:<40}{100 * p.crossed:>10.1f}"
+                f"{change(p.leads['map']):>24}{100 * p.own:>10.1f}"
                 f"{'  chosen' if p.name == tried.chosen else ''}"
                 f"{'  frontier' if p.name in tried.frontier else ''}"
                 for p in tried.points
@@ -249,13 +250,6 @@ def matrix(
 
 for command in (backfill.refresh, backfill.map, backfill.plan):
     app.command()(command)
-
-
-def _lead(point: Point) -> str:
-    """By how much a point of a sweep beats the old model in its index, in points of mAP."""
-    lead = point.leads["map"]
-    interval = f" ({100 * lead.ci[0]:+.1f} to {100 * lead.ci[1]:+.1f})" if lead.ci else ""
-    return f"{100 * lead.value:+.1f}{interval}"
 
 
 def _matrix_lines(found: Versions) -> list[str]:

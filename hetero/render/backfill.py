@@ -45,7 +45,7 @@ def plain(done: Forecast) -> list[str]:
             f"in week {worst.week:.3g}, at the end {_score(end.score)}"
         )
     lines += [
-        f"  {o.name}: area {_score(o.area)}, {_change(o.gain)} against {done.orders[0].name}"
+        f"  {o.name}: area {_score(o.area)}, {change(o.gain)} against {done.orders[0].name}"
         for o in done.orders
     ]
     return lines + _remarks(done)
@@ -76,7 +76,7 @@ def _breaks(cohort: Outlook) -> str:
         else f"; below {100 * GONE:g} % of the traffic in week {cohort.gone_week:.1f}"
     )
     found = cohort.reason or (
-        f"{_score(point.score)}, {_change(point.change)} against today"
+        f"{_score(point.score)}, {change(point.change)} against today"
         if point.progress
         else f"{_score(point.score)}, against its floor"
     )
@@ -101,7 +101,8 @@ def _score(score: Score | None) -> str:
     )
 
 
-def _change(score: Score) -> str:
+def change(score: Score) -> str:
+    """A difference in points, with its interval where there is one."""
     text = f"{100 * score.value:+.1f}"
     if score.ci is None:
         return text
@@ -144,7 +145,7 @@ def _orders(done: Forecast) -> Table:
     out.add_column("Area", justify="right")
     out.add_column(f"Against {done.orders[0].name}", justify="right")
     for o in done.orders:
-        out.add_row(o.name, _score(o.area), _change(o.gain))
+        out.add_row(o.name, _score(o.area), change(o.gain))
     return out
 
 
