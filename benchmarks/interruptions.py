@@ -361,10 +361,6 @@ def main() -> int:
         raise SystemExit(f"--stages: {min(unknown)!r}; there are {', '.join(STAGES)}")
     base = {"command": "python -m benchmarks.interruptions", "times": args.times, "seed": args.seed}
     found: dict[str, Any] = {**base, "machine": machine(), "stages": {}}
-    if args.output.exists():
-        kept = json.loads(args.output.read_text())
-        if {k: kept[k] for k in base} == base:
-            found["stages"] = kept["stages"]
     # A fork of a process with threads is a process that may wait for one of them for ever.
     for name in ("torch", "scipy.stats", "sklearn", "onnx", *_modules(chosen)):
         importlib.import_module(name)
@@ -373,6 +369,11 @@ def main() -> int:
         places = made(work)
         for name in chosen:
             tally = interrupt(STAGES[name], places, work, args.times, args.seed)
+            # Of other stages, what is there by now: several of these may run side by side.
+            if args.output.exists():
+                kept = json.loads(args.output.read_text())
+                if {k: kept[k] for k in base} == base:
+                    found["stages"] = kept["stages"]
             found["stages"][name] = tally.to_json()
             save(args.output, found)
             print(f"{name}: {tally.to_json()}", flush=True)

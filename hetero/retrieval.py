@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,10 @@ TIE = 1e-6
 
 #: So many gallery rows are looked at at a time, by as many queries as there is memory for: one
 #: reading of them serves many queries, and a query's similarities stay in a processor's own memory.
-TILE = 16_384
+TILE = 65_536
 
-#: Counting what is ahead of so many right answers takes as long as one sort; but short rows are
-#: sorted in no time.
-MANY, SHORT = 32, 1000
+#: So many queries are looked at in one call: enough that threads seldom wait for each other.
+SHARE = 8
 
 #: In so large a gallery queries are looked at side by side: NumPy lets go of the interpreter while
 #: it compares and sorts.
@@ -192,7 +192,7 @@ def rank(
             place = np.repeat([own, own], [len(x) for x in (*right, *hidden)])
             order = np.argsort(column, kind="stable")
             column, place = column[order], place[order]
-            shares = np.array_split(np.arange(count), 4 * cores())
+            shares = [slice(at, at + SHARE) for at in range(0, count, SHARE)]
             for first, tile in parts:
                 a, b = np.searchsorted(column, (first, first + tile.shape[1]))
                 tile[place[a:b], column[a:b] - first] = -np.inf
@@ -248,36 +248,19 @@ class _Found:
         return cls(reach, np.zeros(reach.size, dtype=np.int64))
 
 
-def _look(
-    found: Sequence[_Found], tile: Float32[np.ndarray, "b t"], rows: Int64[np.ndarray, " p"]
-) -> None:
+def _look(found: Sequence[_Found], tile: Float32[np.ndarray, "b t"], some: slice) -> None:
     """Count in some queries' similarities to some gallery rows."""
-    for row in rows:
-        one, scores = found[row], tile[row]
-        if one.reach.size:
-            one.ahead += _counts(scores, one.reach)
-
-
-def _counts(
-    scores: Float32[np.ndarray, " t"], reach: Float32[np.ndarray, " r"]
-) -> Int64[np.ndarray, " r"]:
-    """How many of `scores`, which lose their order, are at least each of `reach`, which ascends."""
-    better = scores >= reach[0]
-    most = np.count_nonzero(better)
-    # What is below the lowest is of no interest; left out where a copy is cheaper than to keep it.
-    rest = scores[better] if 2 * most < len(scores) else scores
-    if len(reach) > MANY or len(rest) < SHORT:
-        rest.sort()
-        ahead: Int64[np.ndarray, " r"] = len(rest) - np.searchsorted(rest, reach)
-        return ahead
-    ahead = np.empty(len(reach), dtype=np.int64)
-    ahead[0] = most
-    for at, bound in enumerate(reach[1:], start=1):
-        better = rest >= bound
-        ahead[at] = np.count_nonzero(better)
-        if 4 * ahead[at] < len(rest):
-            rest = rest[better]
-    return ahead
+    found, tile = found[some], tile[some]
+    lowest = np.array([one.reach[0] if one.reach.size else np.inf for one in found], np.float32)
+    # What is below the lowest right answer is of no interest. (`tile[mask]` takes several times as
+    # long where about half of them stay, and `compress` keeps other threads waiting.)
+    near = np.flatnonzero(tile >= lowest[:, None])
+    scores = tile.reshape(-1)[near]
+    edges = np.searchsorted(near, np.arange(len(found) + 1) * tile.shape[1])
+    for one, (first, end) in zip(found, pairwise(edges), strict=True):
+        mine = scores[first:end]
+        mine.sort()
+        one.ahead += len(mine) - np.searchsorted(mine, one.reach)
 
 
 @contextmanager

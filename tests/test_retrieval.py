@@ -7,18 +7,18 @@ import tracemalloc
 import numpy as np
 import pytest
 from geometry import embeddings, on_circle, space, truth
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from hetero import retrieval
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.retrieval import (
-    MANY,
     TIE,
     Ranks,
     Truth,
-    _counts,
+    _Found,
+    _look,
     pairwise_cosine,
     rank,
     search,
@@ -86,6 +86,11 @@ def test_ranks_on_a_circle_are_those_one_can_see():
 @given(st.integers(0, 10**6))
 def test_ranks_are_those_of_a_slow_loop(seed):
     q, g, answers = task(seed)
+    # Two similarities whose difference is that of a tie to the last bits of a float32 product may
+    # be seen as either.
+    exact = q.vectors.astype(float) @ g.vectors.astype(float).T
+    gaps = np.abs(exact[:, :, None] - exact[:, None, :])
+    assume(not ((gaps > 0.5 * TIE) & (gaps < 1.5 * TIE)).any())
     expected = slow_rank(q, g, answers)
     found = rank(q, g, answers)
     assert as_dict(found) == expected
@@ -120,19 +125,20 @@ def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, ti
     assert as_dict(rank(q, g, answers, block_mib=3 * tile * 4 / 2**20)) == slow_rank(q, g, answers)
 
 
-@pytest.mark.parametrize("short", [0, 10**6])
 @pytest.mark.parametrize("low", [-0.5, 0.5, 0.75])
-@pytest.mark.parametrize("answers", [1, MANY, MANY + 1])
-def test_all_ways_to_count_agree_where_one_hands_over_to_the_other(
-    monkeypatch, answers, low, short
-):
-    monkeypatch.setattr(retrieval, "SHORT", short)
+@pytest.mark.parametrize("answers", [0, 1, 2, 33])
+def test_what_is_ahead_is_counted_as_by_a_slow_loop(answers, low):
     rng = np.random.default_rng(answers)
     # Few different values, so that there are ties, and hidden rows.
-    scores = rng.choice(np.float32([-np.inf, -0.5, 0, 0.25, 0.5, 0.75]), 2000)
-    reach = np.sort(rng.choice(scores[scores >= low], answers))
-    expected = [int((scores >= r).sum()) for r in reach]
-    assert _counts(scores.copy(), reach).tolist() == expected
+    tile = rng.choice(np.float32([-np.inf, -0.5, 0, 0.25, 0.5, 0.75]), (3, 2000))
+    reach = [
+        np.sort(rng.choice(row[row >= low], n))
+        for row, n in zip(tile, (answers, 2, 1), strict=True)
+    ]
+    expected = [[int((row >= r).sum()) for r in of] for row, of in zip(tile, reach, strict=True)]
+    found = [_Found(of, np.zeros(len(of), np.int64)) for of in reach]
+    _look(found, tile, slice(0, 3))
+    assert [one.ahead.tolist() for one in found] == expected
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
