@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.bulk.interrupt import embed_command
 
-BATCH = 256
 #: JPEGs in a folder; what is above that many distinct ones is hard links to them.
 FOLDER = 1000
 
@@ -84,8 +83,11 @@ def _timed(work: Any, rows: int, barrier: Any, queue: Any, words: tuple[Any, ...
     queue.put((begun, time.monotonic()))
 
 
-def model_alone(rows: int, bundle: str, pixels: str) -> Any:
-    """The model file on pictures that are decoded and in memory already, batch by batch."""
+def model_alone(rows: int, bundle: str, pixels: str, batch: int) -> Any:
+    """The model file on pictures that are decoded and in memory already.
+
+    In batches as large as the stream's, since its speed depends on that.
+    """
     from hetero.bundle import Bundle
     from hetero.stages.bulk import file_of
     from hetero.stages.sharding import embedder_of
@@ -95,9 +97,9 @@ def model_alone(rows: int, bundle: str, pixels: str) -> Any:
     with embedder_of(made, file_of(made, format="onnx")) as embedder:
         embedder.embed([str(n) for n in range(8)], array[:8])
         yield
-        for begin in range(0, rows, BATCH):
-            at = begin % max(1, len(array) - BATCH + 1)
-            part = array[at : at + min(BATCH, rows - begin)]
+        for begin in range(0, rows, batch):
+            at = begin % max(1, len(array) - batch + 1)
+            part = array[at : at + min(batch, rows - begin)]
             embedder.embed([str(n) for n in range(len(part))], part)
             yield
 
@@ -190,13 +192,15 @@ def rates(
     with as many as there are cores.
     """
     from hetero.preprocess import decode
+    from hetero.stages.sharding import batch_of
 
     bundle = make_bundle(folder / "bundle", backbone, size_px, 128)
-    files = sorted(pictures.rglob("*.jpg"))[: 2 * BATCH]
+    files = sorted(pictures.rglob("*.jpg"))[:512]
     array = np.stack([bundle.preprocess.pixels(decode(f)) for f in files])
     np.save(folder / "pixels.npy", array)
     root, pixels = str(bundle.root), str(folder / "pixels.npy")
     shard_rows = max(16, rows // (16 * cores))
+    batch = min(shard_rows, batch_of(bundle.preprocess))
     found: list[dict[str, Any]] = []
     for repeat in range(repeats):
         for workers in sorted({1, cores}):
@@ -205,7 +209,7 @@ def rates(
                 {
                     "repeat": repeat,
                     "workers": workers,
-                    "model": together(model_alone, workers, share, root, pixels),
+                    "model": together(model_alone, workers, share, root, pixels, batch),
                     "decoder": together(decoder_alone, workers, share, root, str(pictures)),
                     "stream": stream(bundle.root, pictures, folder / "out", workers, 1, shard_rows),
                 }

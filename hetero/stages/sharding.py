@@ -24,9 +24,13 @@ from hetero.preprocess import Preprocess, decode
 from hetero.sharded import Entry, Job, Left, Shard, Sharded
 from hetero.storage import pack
 
-#: Pictures a call of the model, as many as fit in `_BATCH_BYTES`; a constant of the format, since
-#: the last bits of a vector may depend on it.
-_BATCH, _BATCH_BYTES = 256, 64 << 20
+#: Pictures a call of the model, as many as fit in `_BATCH_BYTES`: with more, what is between layers
+#: does not stay in a processor's own memory, which was seen to halve the speed. A constant of the
+#: format, since the last bits of a vector may depend on it.
+_BATCH, _BATCH_BYTES = 256, 512 << 10
+
+#: Pictures that are decoded ahead of the model, at least.
+_AHEAD = 32
 
 #: Files above this size are no pictures.
 _MAX_FILE_BYTES = 512 << 20
@@ -61,6 +65,11 @@ def embedder_of(bundle: Bundle, item: Artifact | None) -> Iterator[Embedder]:
         yield TorchEmbedder(bundle)
     finally:
         torch.set_num_threads(before)
+
+
+def batch_of(preprocess: Preprocess) -> int:
+    """Pictures a call of the model."""
+    return max(1, min(_BATCH, _BATCH_BYTES // (3 * preprocess.size_px**2)))
 
 
 @dataclass(frozen=True)
@@ -181,8 +190,7 @@ def _embed(
         found, rgb = read(row, i)
         return found, rgb if isinstance(rgb, str) else preprocess.pixels(rgb)
 
-    size = preprocess.size_px
-    batch = max(1, min(_BATCH, _BATCH_BYTES // (3 * size * size)))
+    batch = batch_of(preprocess)
     hashed, skipped = hashlib.sha256(), list[Left]()
     parts: list[Float[np.ndarray, "n d"]] = []
     waiting: list[tuple[int, UInt8[np.ndarray, "s s 3"]]] = []
@@ -194,7 +202,7 @@ def _embed(
         waiting.clear()
 
     items = list(zip(shard.rows, shard.ids, strict=True))
-    for at, (found, pixels) in enumerate(_ahead(pool, one, items, 2 * batch)):
+    for at, (found, pixels) in enumerate(_ahead(pool, one, items, max(_AHEAD, 2 * batch))):
         hashed.update(input_line(shard.ids[at], found))
         if isinstance(pixels, str):
             skipped.append(Left(at=at, id=shard.ids[at], reason=pixels[:500]))
