@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks.interruptions import STAGES, differences, flat, left_by
+from hetero import cli
 
 
 def written(folder: Path, *, took_s: float) -> Path:
@@ -79,3 +80,40 @@ def test_every_stage_names_only_places_that_there_are():
     for stage in STAGES.values():
         assert "{" not in stage.command.format(**dict.fromkeys(names, "x"))
         assert stage.start in ("", *names)
+
+
+def by_pydantic() -> None:
+    """What is raised where Ctrl-C falls into the making of a class, as it was seen."""
+    raise ValueError("Error building 'literal' validator: KeyboardInterrupt:")
+
+
+def by_cause() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise RuntimeError("a callback failed") from error
+
+
+def by_context() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise RuntimeError("a callback failed")  # noqa: B904  as libraries do
+
+
+@pytest.mark.parametrize("ctrl_c", [by_pydantic, by_cause, by_context])
+def test_ctrl_c_that_a_library_made_an_error_of_is_still_ctrl_c(monkeypatch, capsys, ctrl_c):
+    monkeypatch.setattr(cli, "app", lambda **_: ctrl_c())
+    assert cli._run(None) == 130
+    assert capsys.readouterr().err == "hetero: interrupted; what was finished is saved\n"
+
+
+def test_any_other_error_of_a_library_is_a_fault_of_ours(monkeypatch, capsys):
+    def broken(**_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(cli, "app", broken)
+    assert cli._run(None) == 4
+    assert "unexpected RuntimeError: no such thing; this is a fault of hetero" in (
+        capsys.readouterr().err
+    )

@@ -114,6 +114,8 @@ def _run(log: Path | None) -> int:
             return _failed(error.format_message(), getattr(error, "exit_code", 2))
         if type(error).__name__ == "Abort":
             return _failed("interrupted", 130)
+        if _by_ctrl_c(error):
+            return _failed("interrupted; what was finished is saved", 130)
         if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
             return _failed(str(lacking), lacking.exit_code)
         _debug()
@@ -124,6 +126,15 @@ def _run(log: Path | None) -> int:
             + (f", and with {log}" if said else ""),
             4,
         )
+
+
+def _by_ctrl_c(error: BaseException | None) -> bool:
+    """Whether a library made an error of its own out of Ctrl-C; pydantic's only says so in words."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _debug() -> None:
