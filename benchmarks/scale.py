@@ -116,6 +116,14 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _time(days: Interval) -> str:
+    """In the unit that makes a handy number of it."""
+    factor, unit = (1440, "minutes") if days.value < 2 / 24 else (24, "hours")
+    if days.value >= 2:
+        factor, unit = 1, "days"
+    return f"{Interval(factor * days.value, factor * days.low, factor * days.high)} {unit}"
+
+
 def _room(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -130,7 +138,7 @@ def table(raw: dict[str, Any], cores: int, price: float | None = None) -> list[s
     out = [
         f"{cores} cores, one worker each" + ("." if price is None else f", {price} a core hour."),
         "",
-        "| model | pictures a second and core | pictures | core hours | days | disk | memory |"
+        "| model | pictures a second and core | pictures | core hours | time | disk | memory |"
         + (" cost |" if price is not None else ""),
         "| --- | --- | ---: | --- | --- | ---: | ---: |" + (" --- |" if price is not None else ""),
     ]
@@ -143,7 +151,7 @@ def table(raw: dict[str, Any], cores: int, price: float | None = None) -> list[s
             e = estimate(images, rate, cores, r["bytes_per_row"], main, worker, price)
             out.append(
                 f"| `{r['backbone']}`, {r['size_px']} px | {rate} | {images:,} | {e.core_hours} "
-                f"| {e.days} | {_room(e.disk_bytes)} | {_room(e.memory_bytes)} |"
+                f"| {_time(e.days)} | {_room(e.disk_bytes)} | {_room(e.memory_bytes)} |"
                 + (f" {e.price} |" if e.price is not None else "")
             )
     return out
