@@ -123,9 +123,8 @@ def _speed() -> list[str]:
             f"| {r['ratio_median']:.2f} of its time | `python -m benchmarks.retrieval` |"
         )
     indexes = RESULTS / "index.json"
-    if indexes.exists():
-        r = json.loads(indexes.read_text())
-    if indexes.exists() and (e := r.get("exact")):
+    r = json.loads(indexes.read_text()) if indexes.exists() else {}
+    if e := r.get("exact"):
         rows += [
             f"| {words} over bare faiss-cpu flat, top-{e['k']}, {r['gallery']:,} x "
             f"{r['dim']}, {e['queries']:,} queries "
