@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -622,6 +624,46 @@ def test_vectors_kept_in_a_folder_are_embedded_once_for_two_runs(
     # Other views are other vectors.
     query_model(tmp_path / "c", gallery, recipe=replace(QUERY_RECIPE, views=1), vectors=kept)
     assert len(list(kept.iterdir())) == 2
+
+
+def test_vectors_that_a_killed_run_left_half_written_are_written_over(
+    gallery: Bundle, tmp_path: Path
+) -> None:
+    kept = tmp_path / "vectors"
+    query_model(tmp_path / "a", gallery, vectors=kept)
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    torn = file.rename(file.with_suffix(".part"))
+    torn.write_bytes(whole[:-100])
+    query_model(tmp_path / "b", gallery, vectors=kept)
+    assert [p.name for p in kept.iterdir()] == [file.name]
+    assert file.read_bytes() == whole
+
+
+def test_a_run_waits_for_another_that_embeds_the_same_pictures(
+    gallery: Bundle, tmp_path: Path
+) -> None:
+    kept, said, listener = tmp_path / "vectors", threading.Event(), Listener()
+    query_model(tmp_path / "a", gallery, vectors=kept)
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    file.unlink()
+    listener.line = lambda text: said.set() if "another run embeds" in text else None  # type: ignore[method-assign]
+    with file.with_suffix(".part").open("wb") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        run = threading.Thread(
+            target=query_model, args=(tmp_path / "b", gallery),
+            kwargs={"vectors": kept, "reporter": listener},
+        )  # fmt: skip
+        run.start()
+        assert said.wait(60)
+        part.write(whole)
+        part.flush()
+        file.with_suffix(".part").replace(file)
+    run.join(60)
+    assert not run.is_alive()
+    assert "embed training pictures" not in listener.jobs
+    assert [p.name for p in kept.iterdir()] == [file.name]
 
 
 def test_blends_are_embedded_by_the_gallery_model_as_they_are_shown_to_the_query_model(

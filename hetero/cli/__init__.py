@@ -129,7 +129,7 @@ def _run(log: Path | None) -> int:
 
 
 def _by_ctrl_c(error: BaseException | None) -> bool:
-    """Whether a library made an error of its own out of Ctrl-C; pydantic's only says so in words."""
+    """Whether a library made its own error of Ctrl-C; pydantic's says so in words alone."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error):
             return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,39 @@ def stored_vectors(
     )
     path = folder / f"gallery-vectors-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if processes().is_main_process and not path.exists():
-        _embed_views(
-            path, gallery, gallery_net, pixels, tables or [identity(len(pixels))], reporter
-        )
+        # One name for all runs: what a killed one left half written is written over.
+        part = path.with_suffix(".part")
+        with _alone(part, reporter):
+            if path.exists():  # another run was writing it
+                part.unlink(missing_ok=True)
+            else:
+                views = tables or [identity(len(pixels))]
+                _embed_views(part, gallery, gallery_net, pixels, views, reporter)
+                part.replace(path)
     processes().wait_for_everyone()
     stored: Float32[np.ndarray, "v n d"] = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored
 
 
+@contextlib.contextmanager
+def _alone(part: Path, reporter: Reporter) -> Iterator[None]:
+    """While this lasts no other run writes the file; one that does is waited for."""
+    import fcntl
+
+    with part.open("ab") as file:
+        # A file system without locks has none.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                reporter.line(f"{part.parent}: another run embeds the same pictures; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @torch.no_grad()
 def _embed_views(
-    path: Path,
+    part: Path,
     gallery: Bundle,
     gallery_net: nn.Module,
     pixels: UInt8[np.ndarray, "n s s 3"],
@@ -85,8 +108,6 @@ def _embed_views(
 ) -> None:
     device = processes().device
     view = View(gallery.preprocess).to(device)
-    # Runs that share a folder may embed at the same time; the last one to finish is kept.
-    part = path.with_suffix(f".{os.getpid()}.part")
     shape = (len(views), len(pixels), gallery.space.dim)
     out: np.memmap[Any, Any] = np.lib.format.open_memmap(part, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
     with reporter.bar("embed training pictures", len(views) * len(pixels)) as bar:
@@ -97,5 +118,3 @@ def _embed_views(
                 out[number, here.numpy()] = gallery_net(view(some, table[here].to(device))).cpu()
                 bar.advance(len(some))
     out.flush()
-    del out
-    part.replace(path)

@@ -193,7 +193,7 @@ def write(
 def tidy(root: Path) -> None:
     """Remove what was only needed to get to a result that is whole now."""
     folder = root / "training"
-    for path in (*folder.rglob(_checkpoint.NAME), *folder.glob("gallery-vectors-*.npy")):
+    for path in (*folder.rglob(_checkpoint.NAME), *folder.glob("gallery-vectors-*")):
         path.unlink(missing_ok=True)
 
 
