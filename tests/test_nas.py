@@ -491,7 +491,7 @@ def test_nothing_above_the_budget_is_scored(tmp_path: Path) -> None:
     assert {c.architecture for c in found.candidates if not c.fits}.isdisjoint(scored)
 
 
-def test_a_search_stopped_anywhere_goes_on_and_scores_nothing_twice(tmp_path: Path) -> None:
+def test_a_search_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     scored: list[Architecture] = []
     for stop in (1, 2, 5, 11, 100):
 
@@ -508,6 +508,7 @@ def test_a_search_stopped_anywhere_goes_on_and_scores_nothing_twice(tmp_path: Pa
             found = look(tmp_path, trials=20, score=score)
     assert len(scored) == len(set(scored)) == 20
     assert [c.architecture for c in found.candidates if c.fits] == scored
+    assert found == look(tmp_path / "undisturbed", trials=20)
 
 
 def test_a_finished_search_is_read_and_not_run(tmp_path: Path) -> None:

@@ -190,17 +190,21 @@ def search(
         MissingExtraError: Optuna is not installed.
     """
     name = f"{which} {budget.cost} from {budget.least:g} {identity}"
-    study = _study(make_folder(folder), name, population, seed)
+    study = _study(make_folder(folder), name)
     done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
     looked_at = (_candidate(t.user_attrs["candidate"]) for t in done)
     known, asked = {c.backbone: c for c in looked_at}, len(done)
-    if not asked:
-        # The first generation knows both ends; the rest of it is drawn.
-        for end in (space.smallest(), space.largest()):
-            study.enqueue_trial({c.name: v for c, v in zip(space.choices, end, strict=True)})
+    # The first generation knows both ends; the rest of it is drawn.
+    ends = (space.smallest(), space.largest())
     scored = sum(c.fits for c in known.values())
     with reporter.bar("search", trials, done=min(scored, trials)) as bar:
         while scored < trials and asked < ASKED * trials:
+            # Drawn anew for each: what follows depends on what is on disk, and not on whether it
+            # was written by this process or by one that was stopped.
+            study.sampler = _sampler(population, seed, asked)
+            if asked < len(ends):
+                end = zip(space.choices, ends[asked], strict=True)
+                study.enqueue_trial({c.name: value for c, value in end})
             trial = study.ask()
             architecture = tuple(
                 trial.suggest_categorical(c.name, list(c.values)) for c in space.choices
@@ -306,7 +310,7 @@ def _candidate(kept: dict[str, Any]) -> Candidate:
     return Candidate(**{**kept, "architecture": tuple(kept["architecture"])})
 
 
-def _study(folder: Path, name: str, population: int, seed: int) -> Any:
+def _study(folder: Path, name: str) -> Any:
     optuna: Any = require("optuna", "nas")
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -320,10 +324,28 @@ def _study(folder: Path, name: str, population: int, seed: int) -> Any:
         )
     with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):
         optuna.create_study(study_name=name, storage=storage, directions=["maximize", "minimize"])
-    done = len(storage.get_all_trials(storage.get_study_id_from_name(name)))
-    sampler = optuna.samplers.NSGAIISampler(
-        population_size=population,
-        # A continued search must not draw again what it drew before.
-        seed=seed * 1_000_003 + done,
-    )
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    study = optuna.load_study(study_name=name, storage=storage)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+        # An end that a stopped process was about to look at; it is queued again.
+        storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+    return study
+
+
+def _sampler(population: int, seed: int, asked: int) -> Any:
+    optuna: Any = require("optuna", "nas")
+    # Evolution, and the values it leaves to chance: by one seed, a mutation and what it leads to
+    # would begin with the same number.
+    seeds = np.random.SeedSequence([seed, asked]).generate_state(2).tolist()
+    chance = optuna.samplers.RandomSampler(seed=seeds[1])
+
+    # Optuna keeps its data on disk under the class's name.
+    class NSGAIISampler(optuna.samplers.NSGAIISampler):  # type: ignore[misc]
+        def select_parent(self, study: Any, generation: int) -> list[Any]:
+            # In the order in which they are read from disk later.
+            chosen = super().select_parent(study, generation)
+            return sorted(chosen, key=lambda trial: trial.number)
+
+        def sample_independent(self, *of: Any) -> Any:
+            return chance.sample_independent(*of)
+
+    return NSGAIISampler(population_size=population, seed=seeds[0])

@@ -91,7 +91,9 @@ def _alone(part: Path, reporter: Reporter) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                reporter.line(f"{part.parent}: another run embeds the same pictures; waiting for it")
+                reporter.line(
+                    f"{part.parent}: another run embeds the same pictures; waiting for it"
+                )
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
