@@ -165,6 +165,8 @@ def left_by(folder: Path) -> dict[str, str]:
         # printed.
         if any(part.startswith(".") for part in Path(name).parts) or name.startswith("logs/"):
             continue
+        if path.name == "stderr.txt":
+            continue
         found[name] = "there"
         if path.suffix == ".json":
             found |= {f"{name}{k}": v for k, v in flat(json.loads(path.read_text()))}
@@ -190,10 +192,11 @@ def arrays(path: Path) -> Iterator[tuple[str, str]]:
 def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
     """Every value in nested JSON, by the keys that lead to it.
 
-    Of measurements of time and memory only that they are there: two may be equal by chance.
+    Measurements of time and memory are left out: two may be equal by chance, and whether there is
+    a p99 depends on how often a model ran in the time it had.
     """
-    if isinstance(value, dict) and value.get("unit") in NOISY:
-        value = {k: value[k] for k in ("name", "unit")}
+    if isinstance(value, list):
+        value = [x for x in value if not (isinstance(x, dict) and x.get("unit") in NOISY)]
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in pairs:
