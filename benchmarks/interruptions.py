@@ -163,9 +163,9 @@ def left_by(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         # A lock, or what a killed write left without a name, is no result; nor is what libraries
         # printed.
-        if any(part.startswith(".") for part in Path(name).parts) or name.startswith("logs/"):
+        if any(part.startswith(".") for part in Path(name).parts):
             continue
-        if path.name == "stderr.txt":
+        if name.startswith("logs/") or path.name == "stderr.txt":
             continue
         found[name] = "there"
         if path.suffix == ".json":

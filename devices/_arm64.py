@@ -12,7 +12,6 @@ KEY stands for the recipe. A build is made in a folder beside and renamed when i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetero._files import canonical_json, make_folder, storage_errors
+from hetero._files import canonical_json, lock, make_folder, storage_errors
 from hetero.devices import _debian
 from hetero.errors import ConfigError, DeviceError
 
@@ -226,9 +225,5 @@ def _writing(folder: Path) -> Iterator[None]:
 def _locked(path: Path, say: OnStep) -> Iterator[None]:
     """Hold a lock file, waiting for whoever has it."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process that builds the same")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, lambda: say("waiting for another process that builds the same"))
         yield

@@ -203,15 +203,16 @@ class LocalLink:
         """Ask the worker to stop, and kill it if it does not."""
         if self._pid(run) is None:
             return
+        wish = self.root / run / "stop"
         with contextlib.suppress(OSError):  # on a full disk: then it is killed below
-            (self.root / run / "stop").touch()
+            wish.touch()
         if (pid := self._still_there(run)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             if self._still_there(run) is not None:
                 raise DeviceError(self.name, f"process {pid} of its worker cannot be killed")
         with contextlib.suppress(OSError):
-            (self.root / run / "stop").unlink(missing_ok=True)
+            wish.unlink(missing_ok=True)
 
     def reap(self) -> None:
         """Collect the workers that ended, so that none stays behind as a zombie."""

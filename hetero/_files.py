@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 from hetero.errors import ConfigError, StorageError
 
@@ -59,6 +60,21 @@ def make_folder(path: Path) -> Path:
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def lock(file: IO[Any], on_wait: Callable[[], None]) -> None:
+    """Hold the lock of an open file until it is closed; whoever has it is waited for.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def write_atomically(path: Path, data: bytes | memoryview | str) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from hetero._files import canonical_json
+from hetero._files import canonical_json, lock
 from hetero._processes import processes
 from hetero.augment import View, gather, identity
 from hetero.bundle import Bundle
@@ -83,18 +83,10 @@ def stored_vectors(
 @contextlib.contextmanager
 def _alone(part: Path, reporter: Reporter) -> Iterator[None]:
     """While this lasts no other run writes the file; one that does is waited for."""
-    import fcntl
-
+    said = f"{part.parent}: another run embeds the same pictures; waiting for it"
     with part.open("ab") as file:
-        # A file system without locks has none.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                reporter.line(
-                    f"{part.parent}: another run embeds the same pictures; waiting for it"
-                )
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock(file, lambda: reporter.line(said))
         yield
 
 
