@@ -200,7 +200,8 @@ def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in pairs:
-            if not str(key).startswith("latency_ms"):  # a report's series of single latencies
+            timed = str(key).startswith("latency_ms") or str(key).endswith(("_s", "_ms"))
+            if not (timed and isinstance(inner, list | float)):
                 yield from flat(inner, f"{at}/{key}")
     else:
         yield at, json.dumps(value)
@@ -232,7 +233,7 @@ def fork(words: list[str], log: Path) -> int:
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(out, stream)
         sys.argv = ["hetero", *words]
@@ -278,7 +279,7 @@ def used_s(pid: int) -> float:
     return total
 
 
-def kill(pid: int, way: str, tally: Tally, whole: int | None) -> int | None:
+def kill(pid: int, way: str, tally: Tally, whole: int | None, log: Path) -> int | None:
     """End a run and what it started.
 
     Returns:
@@ -301,9 +302,15 @@ def kill(pid: int, way: str, tally: Tally, whole: int | None) -> int | None:
         return code
     tally.kills[way] += 1
     if code not in (-signal.SIGKILL, 130):
-        tally.wrong_exits.append(code if code is not None else 0)
+        wrong(tally, code, way, log)
     tally.orphans += len(psutil.wait_procs(family, timeout=10)[1])
     return None
+
+
+def wrong(tally: Tally, code: int | None, way: str, log: Path) -> None:
+    """Count an exit code that should not be, and say what the run said."""
+    tally.wrong_exits.append(code if code is not None else 0)
+    print(f"exit code {code} after {way}: {log.read_text(errors='replace')[-2000:]}", flush=True)
 
 
 def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, seed: int) -> Tally:
@@ -341,12 +348,12 @@ def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, s
         code = ended(pid, None if enough else rng.uniform(0, 1.25 * tally.cpu_s))
         if code is None:
             time.sleep(rng.uniform(0, 0.01))  # the system counts in steps as long as this
-            code = kill(pid, rng.choice(WAYS), tally, codes[0])
+            code = kill(pid, rng.choice(WAYS), tally, codes[0], work / "log.txt")
         if code is None:
             killed = True
             continue
         if code != codes[0]:
-            tally.wrong_exits.append(code if code is not None else 0)
+            wrong(tally, code, "none", work / "log.txt")
         tally.ends += 1
         tally.resumed += killed
         tally.differences += differences(left_by(out), *alone)

@@ -50,7 +50,7 @@ def facts(
             # -P, and our own sys.path below: the child finds what we find, a user's backbone
             # included, and a file called onnx.py in the working folder is not the library.
             [sys.executable, "-P", "-m", "hetero.export._convert", str(order)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # which tells the child of our end
             stdout=sink,
             stderr=sink,
             env=_environment(jobs[0].threads),
@@ -61,7 +61,7 @@ def facts(
                 yield _result(job, child.poll(), log)
         finally:
             child.kill()
-            child.wait()
+            child.communicate()
 
 
 def _environment(threads: int) -> dict[str, str]:

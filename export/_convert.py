@@ -2,12 +2,14 @@
 
 Run as ``python -m hetero.export._convert JOBS``, a file with one job in JSON a line. In a process
 of its own, because converters print, take memory and can end in native code; what they say goes to
-the log that is our output.
+the log that is our output. Our input is a pipe that nothing is written to.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -65,5 +67,15 @@ def main(order: Path) -> int:
     return 0
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, by whatever.
+
+    Killed by SIGKILL, it cannot end us; we would write into what its successor makes anew.
+    """
+    os.read(0, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main(Path(sys.argv[1])))

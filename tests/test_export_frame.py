@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -498,6 +499,35 @@ def test_a_giving_up_caller_leaves_no_child_and_no_scratch(fake_format, bundle, 
     each.close()
     assert started[0].poll() is not None
     assert not list(bundle.root.glob(".export*"))
+
+
+#: Exports into the bundle of its first argument.
+EXPORTING = """
+import sys
+from pathlib import Path
+from hetero.bundle import Bundle
+from hetero.export import export
+export(Bundle.load(Path(sys.argv[1])), "fakeformats.plain", "fp32")
+"""
+
+
+def test_a_killed_export_takes_its_converter_with_it(fake_format, bundle):
+    psutil = pytest.importorskip("psutil", reason="looks at processes")
+    environment = {**os.environ, "FAULT": "hangs", "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", EXPORTING, str(bundle.root)], env=environment)
+    try:
+        end = time.monotonic() + 60
+        while not any("chatter" in log.read_text() for log in bundle.root.glob("logs/*")):
+            assert parent.poll() is None, "the export has ended"
+            assert time.monotonic() < end, "no conversion began"
+            time.sleep(0.05)
+        children = psutil.Process(parent.pid).children()
+        assert children
+    finally:
+        parent.kill()
+        parent.wait()
+    _, left = psutil.wait_procs(children, timeout=20)  # they would hang for 60 s
+    assert not left
 
 
 def test_results_that_are_errors_keep_their_class(tmp_path, bundle):

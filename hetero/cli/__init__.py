@@ -38,7 +38,7 @@ from hetero.cli import (
     upgrade,
 )
 from hetero.cli._noise import aside
-from hetero.errors import HeteroError, StorageError, missing_extra
+from hetero.errors import HeteroError, Interrupted, StorageError, missing_extra
 
 app = typer.Typer(
     name="hetero",
@@ -96,40 +96,45 @@ def _run(log: Path | None) -> int:
         # By this name completion asks, also where it is started as `python -m hetero.cli`.
         code = app(prog_name="hetero", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except HeteroError as error:
+    except Interrupted as error:
         return _failed(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _failed("interrupted; what was finished is saved", 130)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        _debug()
-        return _failed(f"{where}{error.strerror or error}", StorageError.exit_code if full else 2)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command-line parser
-            return _failed(error.format_message(), getattr(error, "exit_code", 2))
-        if type(error).__name__ == "Abort":
-            return _failed("interrupted", 130)
+    except (KeyboardInterrupt, Exception) as error:
         if _by_ctrl_c(error):
             return _failed("interrupted; what was finished is saved", 130)
-        if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
-            return _failed(str(lacking), lacking.exit_code)
-        _debug()
-        said = log is not None and log.stat().st_size
-        return _failed(
-            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "
-            "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it"
-            + (f", and with {log}" if said else ""),
-            4,
-        )
+        return _said(error, log)
+
+
+def _said(error: BaseException, log: Path | None) -> int:
+    """The exit code of an error that is not Ctrl-C, said in one line."""
+    if isinstance(error, HeteroError):
+        return _failed(str(error), error.exit_code)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        _debug(error)
+        return _failed(f"{where}{error.strerror or error}", StorageError.exit_code if full else 2)
+    if hasattr(error, "format_message"):  # a usage error of the command-line parser
+        return _failed(error.format_message(), getattr(error, "exit_code", 2))
+    if type(error).__name__ == "Abort":
+        return _failed("interrupted", 130)
+    if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
+        return _failed(str(lacking), lacking.exit_code)
+    _debug(error)
+    said = log is not None and log.stat().st_size
+    return _failed(
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a "
+        "fault of hetero: please report it, with what HETERO_DEBUG=1 prints before it"
+        + (f", and with {log}" if said else ""),
+        4,
+    )
 
 
 def _by_ctrl_c(error: BaseException | None) -> bool:
-    """Whether a library made its own error of Ctrl-C; pydantic's says so in words alone."""
+    """Whether Ctrl-C is what it comes from; pydantic's error says so in words alone."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error):
             return True
@@ -137,9 +142,9 @@ def _by_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
-def _debug() -> None:
+def _debug(error: BaseException) -> None:
     if os.environ.get("HETERO_DEBUG"):
-        traceback.print_exc()
+        traceback.print_exception(error)
 
 
 def _failed(text: str, code: int) -> int:
