@@ -86,6 +86,7 @@ def render() -> str:
         ("latency-ab", harness.alarms),
         ("lqf-cifar10", lqf.section),
         ("index", index.section),
+        ("index-trained", index.trained),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():

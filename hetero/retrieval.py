@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
+from threadpoolctl import threadpool_limits
 
 from hetero._cores import cores
 from hetero.errors import DataError
@@ -30,16 +30,24 @@ BLOCK_MIB = 64
 #: block it was computed; without a tolerance, the rows of a collapsed model would not be equal.
 TIE = 1e-6
 
-#: So many gallery rows are looked at at a time, by as many queries as there is memory for: one
-#: reading of them serves many queries, and a query's similarities stay in a processor's own memory.
-TILE = 65_536
+#: So many queries are compared with so many gallery rows at a time: their similarities stay in a
+#: processor's own memory until they are counted.
+HIGH, WIDE = 256, 4096
 
-#: So many queries are looked at in one call: enough that threads seldom wait for each other.
-SHARE = 8
+#: Where memory is short, fewer gallery rows, down to this; then fewer queries.
+NARROW = 512
 
-#: In so large a gallery queries are looked at side by side: NumPy lets go of the interpreter while
-#: it compares and sorts.
-WIDE = 50_000
+#: Room for so many numbers is needed for each similarity that is looked at.
+_EACH = 6
+
+#: So many similarities of a query wait until they are counted together.
+WAITING = 32_768
+
+#: For so few right answers, comparing with each takes less time than sorting.
+FEW = 128
+
+#: In so large a gallery each processor looks for queries of its own.
+LARGE = 50_000
 
 
 @dataclass(frozen=True)
@@ -180,33 +188,30 @@ def rank(
     # Room for all of them at once: joined from parts at the end, they would take twice that.
     room = np.empty(sum(len(by_label[x]) for x in truth.query_labels), dtype=np.int64)
     starts = [0]
-    with _workers(len(gallery) >= WIDE) as side_by_side:
-        for begin, count, parts in _tiles(queries, gallery, block_mib):
-            hidden = [by_group[x] for x in truth.query_groups[begin : begin + count]]
-            right = [by_label[x] for x in truth.query_labels[begin : begin + count]]
-            block = queries.vectors[begin : begin + count]
-            found = list(side_by_side(partial(_Found.of, gallery.vectors), block, right, hidden))
-            # What is no wrong answer, by gallery row.
-            column = np.concatenate([*right, *hidden], dtype=np.int32)
-            own = np.arange(count, dtype=np.int32)
-            place = np.repeat([own, own], [len(x) for x in (*right, *hidden)])
-            order = np.argsort(column, kind="stable")
-            column, place = column[order], place[order]
-            shares = [slice(at, at + SHARE) for at in range(0, count, SHARE)]
-            for first, tile in parts:
-                a, b = np.searchsorted(column, (first, first + tile.shape[1]))
-                tile[place[a:b], column[a:b] - first] = -np.inf
-                for _ in side_by_side(partial(_look, found, tile), shares):
-                    pass
-            for row, (one, unseen) in enumerate(zip(found, hidden, strict=True), start=begin):
-                if one.reach.size:
-                    starts.append(starts[-1] + one.reach.size)
-                    # The rows ahead are wrong ones; before its own place come the right ones too.
-                    room[starts[-2] : starts[-1]] = one.ahead[::-1] + np.arange(one.reach.size)
+    with _workers(len(gallery) >= LARGE) as (workers, side_by_side):
+        own = sum(max(map(len, rows.values())) for rows in (by_label, by_group))
+        size = _Size.within(block_mib / workers, len(queries), len(gallery), own)
+        blocks = [
+            slice(begin, min(begin + size.high, len(queries)))
+            for begin in range(0, len(queries), size.high)
+        ]
+
+        def look(block: slice) -> list[tuple[Int64[np.ndarray, " _"], int]]:
+            hidden = [by_group[x] for x in truth.query_groups[block]]
+            right = [by_label[x] for x in truth.query_labels[block]]
+            ahead = _ahead(queries.vectors[block], gallery.vectors, right, hidden, size)
+            return [(one, len(gallery) - len(x)) for one, x in zip(ahead, hidden, strict=True)]
+
+        for block, answers in zip(blocks, side_by_side(look, blocks), strict=True):
+            for row, (ahead, seen) in enumerate(answers, start=block.start):
+                if ahead.size:
+                    starts.append(starts[-1] + ahead.size)
+                    # Ahead are wrong ones; before its own place come the right ones too.
+                    room[starts[-2] : starts[-1]] = ahead[::-1] + np.arange(ahead.size)
                     kept.append(row)
-                    visible.append(len(gallery) - unseen.size)
+                    visible.append(seen)
             if on_rows is not None:
-                on_rows(count)
+                on_rows(len(answers))
     if not kept:
         raise DataError(
             "no query has a right answer in the gallery: every class needs two pictures that may "
@@ -222,80 +227,128 @@ def rank(
     )
 
 
-@dataclass(eq=False)
-class _Found:
-    """How many wrong answers are ahead of each right one, as far as was looked.
+@dataclass(frozen=True)
+class _Size:
+    """How much is looked at at a time.
 
     Attributes:
-        reach: Scores from which a wrong answer counts as ahead, ascending: ties are ahead.
-        ahead: How many do, so far, for each of `reach`.
+        high, wide: So many queries and gallery rows.
+        waiting: So many similarities of each query are kept until they are counted.
     """
 
-    reach: Float32[np.ndarray, " r"]
-    ahead: Int64[np.ndarray, " r"]
+    high: int
+    wide: int
+    waiting: int
 
     @classmethod
-    def of(
-        cls,
-        gallery: Float32[np.ndarray, "g d"],
-        query: Float32[np.ndarray, " d"],
-        right: Int64[np.ndarray, " r"],
-        hidden: Int64[np.ndarray, " h"],
-    ) -> _Found:
-        """Before anything was looked at."""
-        wanted = right[~np.isin(right, hidden)] if hidden.size else right
-        reach = np.sort(gallery[wanted] @ query) - np.float32(TIE)
-        return cls(reach, np.zeros(reach.size, dtype=np.int64))
+    def within(cls, mib: float, queries: int, gallery: int, own: int) -> _Size:
+        """The largest of use, in this memory.
+
+        Args:
+            mib: The memory.
+            queries: How many there are.
+            gallery: How many rows.
+            own: Gallery rows that are right for a query or hidden from it, at most.
+        """
+        # In numbers of 4 bytes. A similarity takes one, and up to 13 bytes more where it is near:
+        # whether, where, a copy. Sorting a query's own rows takes eight each.
+        room = max(_EACH, int(mib * 2**18))
+        wide = min(WIDE, gallery, max(room // (_EACH * HIGH), NARROW), room // _EACH)
+        high = max(1, min(HIGH, queries, room // (_EACH * wide + 8 * own)))
+        left = room // high - (_EACH - 1) * wide - 8 * own
+        return cls(high, wide, max(wide, min(WAITING, left)))
 
 
-def _look(found: Sequence[_Found], tile: Float32[np.ndarray, "b t"], some: slice) -> None:
-    """Count in some queries' similarities to some gallery rows."""
-    found, tile = found[some], tile[some]
-    lowest = np.array([one.reach[0] if one.reach.size else np.inf for one in found], np.float32)
-    # What is below the lowest right answer is of no interest. (`tile[mask]` takes several times as
-    # long where about half of them stay, and `compress` keeps other threads waiting.)
-    near = np.flatnonzero(tile >= lowest[:, None])
-    scores = tile.reshape(-1)[near]
-    edges = np.searchsorted(near, np.arange(len(found) + 1) * tile.shape[1])
-    for one, (first, end) in zip(found, pairwise(edges), strict=True):
-        mine = scores[first:end]
-        mine.sort()
-        one.ahead += len(mine) - np.searchsorted(mine, one.reach)
+def _ahead(
+    queries: Float32[np.ndarray, "b d"],
+    gallery: Float32[np.ndarray, "g d"],
+    right: Sequence[Int64[np.ndarray, " _"]],
+    hidden: Sequence[Int64[np.ndarray, " _"]],
+    size: _Size,
+) -> list[Int64[np.ndarray, " _"]]:
+    """How many wrong rows are ahead of each right one that is not hidden, the last one first."""
+    reach = [_reach(gallery, *of) for of in zip(queries, right, hidden, strict=True)]
+    ahead = [np.zeros(len(of), dtype=np.int64) for of in reach]
+    lowest = np.array([of[0] if len(of) else np.inf for of in reach], dtype=np.float32)
+    # What is no wrong answer, by gallery row.
+    column = np.concatenate([*right, *hidden], dtype=np.int32)
+    own = np.arange(len(queries), dtype=np.int32)
+    place = np.repeat([own, own], [len(x) for x in (*right, *hidden)])
+    order = np.argsort(column, kind="stable")
+    column, place = column[order], place[order]
+
+    waiting = np.empty((len(queries), size.waiting), dtype=np.float32)
+    many = [0] * len(queries)
+    store = np.empty(len(queries) * size.wide, dtype=np.float32)
+    for first in range(0, len(gallery), size.wide):
+        rows = gallery[first : first + size.wide]
+        tile = store[: len(queries) * len(rows)].reshape(len(queries), len(rows))
+        np.matmul(queries, rows.T, out=tile)
+        a, b = np.searchsorted(column, np.array((first, first + len(rows)), dtype=np.int32))
+        tile[place[a:b], column[a:b] - first] = -np.inf
+        # What is below the lowest right answer is of no interest. (`tile[mask]` takes several times
+        # as long where about half of them stay, and `compress` keeps other threads waiting.)
+        mask = tile >= lowest[:, None]
+        some = np.flatnonzero(mask.any(axis=1))
+        if 2 * len(some) < len(tile):
+            tile, mask = tile[some], mask[some]
+        else:  # no copy
+            some = np.arange(len(tile))
+        near = np.flatnonzero(mask)
+        scores = tile.reshape(-1)[near]
+        edges = np.searchsorted(near, np.arange(len(some) + 1) * len(rows))
+        for query, (begin, end) in zip(some.tolist(), pairwise(edges.tolist()), strict=True):
+            if many[query] + end - begin > size.waiting:
+                ahead[query] += _count(waiting[query, : many[query]], reach[query])
+                many[query] = 0
+            waiting[query, many[query] : many[query] + end - begin] = scores[begin:end]
+            many[query] += end - begin
+    for query, of in enumerate(reach):
+        ahead[query] += _count(waiting[query, : many[query]], of)
+    return ahead
+
+
+def _reach(
+    gallery: Float32[np.ndarray, "g d"],
+    query: Float32[np.ndarray, " d"],
+    right: Int64[np.ndarray, " r"],
+    hidden: Int64[np.ndarray, " h"],
+) -> Float32[np.ndarray, " a"]:
+    """The similarities from which on a wrong row is ahead of a right one, ascending."""
+    wanted = right[~np.isin(right, hidden)] if hidden.size else right
+    # Ties are ahead.
+    reach: Float32[np.ndarray, " a"] = np.sort(gallery[wanted] @ query) - np.float32(TIE)
+    return reach
+
+
+def _count(
+    scores: Float32[np.ndarray, " s"], reach: Float32[np.ndarray, " a"]
+) -> Int64[np.ndarray, " a"]:
+    """How many scores reach each of some ascending values; the scores' order is lost."""
+    if len(reach) > FEW:
+        scores.sort()
+        return len(scores) - np.searchsorted(scores, reach)
+    ahead = np.empty(len(reach), dtype=np.int64)
+    for at, low in enumerate(reach):
+        near = scores >= low
+        ahead[at] = np.count_nonzero(near)
+        if 2 * ahead[at] < len(scores):
+            scores = scores[np.flatnonzero(near)]
+    return ahead
 
 
 @contextmanager
-def _workers(several: bool) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map`, on all processors or not."""
+def _workers(several: bool) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
+    """How many work side by side, and their `map`."""
     if not several:
-        yield map
+        yield 1, map
         return
-    with ThreadPoolExecutor(cores()) as pool:
-        yield pool.map
-
-
-def _tiles(
-    queries: Embeddings, gallery: Embeddings, block_mib: float
-) -> Iterator[tuple[int, int, Iterator[tuple[int, Float32[np.ndarray, "b t"]]]]]:
-    """Block after block: first query row, how many, and first gallery rows and similarities.
-
-    What is seen of a block is overwritten by the next part of it.
-    """
-    room = max(1, int(block_mib * 2**18))
-    wide = min(TILE, len(gallery), room)
-    high = min(room // wide, len(queries))
-    store = np.empty(high * wide, dtype=np.float32)
-
-    def parts(
-        block: Float32[np.ndarray, "b d"],
-    ) -> Iterator[tuple[int, Float32[np.ndarray, "b t"]]]:
-        for first in range(0, len(gallery), wide):
-            rows = gallery.vectors[first : first + wide]
-            tile = store[: len(block) * len(rows)].reshape(len(block), len(rows))
-            yield first, np.matmul(block, rows.T, out=tile)
-
-    for begin in range(0, len(queries), high):
-        block = queries.vectors[begin : begin + high]
-        yield begin, len(block), parts(block)
+    # Threads of a matrix product within each thread would wait for each other.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
+        try:
+            yield cores(), pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def search(

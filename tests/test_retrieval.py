@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 
 import numpy as np
@@ -17,8 +18,7 @@ from hetero.retrieval import (
     TIE,
     Ranks,
     Truth,
-    _Found,
-    _look,
+    _count,
     pairwise_cosine,
     rank,
     search,
@@ -106,39 +106,63 @@ def test_many_right_answers_are_ranked_as_a_slow_loop_does():
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
 
 
-def test_rows_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
-    monkeypatch.setattr(retrieval, "WIDE", 100)
+def test_queries_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
+    monkeypatch.setattr(retrieval, "LARGE", 100)
     monkeypatch.setattr(retrieval, "cores", lambda: 3)
     q, g, answers = task(5, n_queries=40, n_gallery=300, classes=4, groups=9)
     # Four blocks, the last of them not full.
+    monkeypatch.setattr(retrieval, "HIGH", 12)
     seen: list[int] = []
-    found = rank(q, g, answers, block_mib=12 * 300 * 4 / 2**20, on_rows=seen.append)
+    found = rank(q, g, answers, on_rows=seen.append)
     assert seen == [12, 12, 12, 4]
     assert as_dict(found) == slow_rank(q, g, answers)
 
 
-@pytest.mark.parametrize("tile", [1, 7, 100, 299, 300])
-def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, tile):
-    monkeypatch.setattr(retrieval, "TILE", tile)
+def test_what_is_not_begun_is_left_when_a_search_for_ranks_is_interrupted(monkeypatch):
+    monkeypatch.setattr(retrieval, "LARGE", 100)
+    monkeypatch.setattr(retrieval, "HIGH", 1)
+    begun: list[int] = []
+    ahead = retrieval._ahead
+
+    def counted(*of):
+        begun.append(1)
+        time.sleep(0.01)
+        return ahead(*of)
+
+    monkeypatch.setattr(retrieval, "_ahead", counted)
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rank(*task(5, n_queries=200, n_gallery=300), on_rows=stop)
+    assert len(begun) < 100
+
+
+@pytest.mark.parametrize("wide", [1, 7, 100, 299, 300])
+@pytest.mark.parametrize("few", [0, 1000])
+def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, wide, few):
+    monkeypatch.setattr(retrieval, "WIDE", wide)
+    monkeypatch.setattr(retrieval, "WAITING", 50)
+    monkeypatch.setattr(retrieval, "FEW", few)
     q, g, answers = task(6, n_queries=20, n_gallery=300, classes=4, groups=9)
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
-    assert as_dict(rank(q, g, answers, block_mib=3 * tile * 4 / 2**20)) == slow_rank(q, g, answers)
+    assert as_dict(rank(q, g, answers, block_mib=3 * 6 * wide * 4 / 2**20)) == slow_rank(
+        q, g, answers
+    )
 
 
-@pytest.mark.parametrize("low", [-0.5, 0.5, 0.75])
+@pytest.mark.parametrize("few", [0, 1000])
 @pytest.mark.parametrize("answers", [0, 1, 2, 33])
-def test_what_is_ahead_is_counted_as_by_a_slow_loop(answers, low):
+@pytest.mark.parametrize("scores", [0, 1, 2000])
+def test_what_is_ahead_is_counted_as_by_a_slow_loop(monkeypatch, answers, scores, few):
+    monkeypatch.setattr(retrieval, "FEW", few)
     rng = np.random.default_rng(answers)
-    # Few different values, so that there are ties, and hidden rows.
-    tile = rng.choice(np.float32([-np.inf, -0.5, 0, 0.25, 0.5, 0.75]), (3, 2000))
-    reach = [
-        np.sort(rng.choice(row[row >= low], n))
-        for row, n in zip(tile, (answers, 2, 1), strict=True)
-    ]
-    expected = [[int((row >= r).sum()) for r in of] for row, of in zip(tile, reach, strict=True)]
-    found = [_Found(of, np.zeros(len(of), np.int64)) for of in reach]
-    _look(found, tile, slice(0, 3))
-    assert [one.ahead.tolist() for one in found] == expected
+    # Few different values, so that there are ties.
+    reach, seen = (rng.choice(np.float32([-0.5, 0, 0.25, 0.5, 0.75]), n) for n in (answers, scores))
+    reach.sort()
+    expected = [sum(bool(score >= low) for score in seen) for low in reach]
+    assert _count(seen, reach).tolist() == expected
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
@@ -234,7 +258,7 @@ def test_the_memory_for_similarities_is_bounded_by_the_setting(what):
     what(q, g, *arguments, block_mib=bound / 2**20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert bound / 2 < peak < 4 * bound  # the labels' row numbers come on top of the block
+    assert bound / 2 < peak < 2 * bound  # row numbers of labels and groups come on top
 
 
 def test_progress_counts_every_query_once():
