@@ -3,16 +3,15 @@
     python -m benchmarks.index            1,000,000 x 256; hours on two cores, most of it building
     python -m benchmarks.index --quick    20,000 rows, to see the program work
     python -m benchmarks.index --parts hnsw,ivfpq
-    python -m benchmarks.index --parts exact --embeddings gallery.safetensors
 
 What an earlier run measured, of the same rows, and this one is not asked for, is kept.
 
 *The rows.* Real vectors are those of the 10,900 embedded pictures: their pixels at 16 x 16,
-centred, turned to the first 256 principal components, normalised; with --embeddings, those of the
-same pictures in a file by `hetero embed`, and the results go to a file of their own. A synthetic
-row is one of them, moved along the difference of two of its ten nearest neighbours by a normal
-factor, and by a tenth of its length in any direction: so rows crowd where pictures do, along the
-directions in which pictures differ there. A fifth of the classes gives queries only.
+centred, turned to the first 256 principal components, normalised (or any file by `hetero embed`,
+with --embeddings). A synthetic row is one of them, moved along the difference of two of its ten
+nearest neighbours by a normal factor, and by a tenth of its length in any direction: so rows crowd
+where pictures do, along the directions in which pictures differ there. A fifth of the classes gives
+queries only.
 
 *The query models.* The gallery model's queries are made as the rows are. A small query model is
 imitated: the same vectors turned in a random direction until their cosine to those is --cosine, a
@@ -63,7 +62,6 @@ ENGINES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "usearch i8": ("usearch", {"dtype": "i8"}, (16, 32, 64, 128, 256, 512)),
 }
 NEIGHBOURS, NOISE = 10, 0.1
-TRAINED = "index-trained.json"
 #: What `rank` is asked for, in words.
 ANSWERS = {
     "ten of the picture": "the first ten rows of the query's picture",
@@ -233,7 +231,6 @@ def main() -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     name = "index-quick.json" if args.quick else "index.json"
-    name = TRAINED if args.embeddings else name
     args.output = args.output or RESULTS / name
     known = ["exact", *ENGINES][: 3 if args.quick else None]
     chosen = [x.strip() for x in args.parts.split(",")] if args.parts else known
@@ -268,9 +265,7 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="hetero-index-"))
     reporter = Reporter()
     out: dict[str, Any] = {
-        "command": "python -m benchmarks.index"
-        + (" --quick" if args.quick else "")
-        + (f" --parts exact --embeddings {args.embeddings.name}" if args.embeddings else ""),
+        "command": "python -m benchmarks.index" + (" --quick" if args.quick else ""),
         "gallery": len(rows),
         "dim": base.space.dim,
         "real": len(base),
@@ -312,7 +307,7 @@ def main() -> None:
         if args.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     if "exact" in out:
-        print(trained(out) if args.embeddings else section(out))
+        print(section(out))
 
 
 def _built(spec: str, rows: Embeddings, settings: dict[str, Any]) -> float:
@@ -373,33 +368,8 @@ def section(raw: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def trained(raw: dict[str, Any]) -> str:
-    """The part of docs/results.md on rows that are made of a gallery model's vectors."""
-    return "\n".join(
-        [
-            "### Rows made of a trained model's vectors",
-            "",
-            f"`{raw['command']}`, the vectors of the same {raw['real']:,} pictures by `hetero "
-            f"train gallery --dim {raw['dim']}` and `hetero embed` ({raw['made_of']}).",
-            "",
-            *_table(raw["exact"]),
-        ]
-    )
-
-
 def _exact(e: dict[str, Any]) -> list[str]:
     faiss_ms = 1000 * statistics.median(p["faiss"] for p in e["pairs"]) / e["queries"]
-    return [
-        *_table(e),
-        "Ranks of all right answers, which mAP is made of, are more than a search for the first: "
-        "every similarity is compared with the lowest right one's, and those above it are counted. "
-        f"That takes the same time however fast the products are, here {faiss_ms:.1f} ms a query; "
-        "the nearer the right answers, the less of it.",
-        "",
-    ]
-
-
-def _table(e: dict[str, Any]) -> list[str]:
     return [
         f"Exact search of {e['queries']:,} queries, beside bare faiss flat's first {e['k']} in the "
         f"same run; memory grows by so many MiB, where {e['memory_mib']:.0f} are allowed:",
@@ -417,6 +387,11 @@ def _table(e: dict[str, Any]) -> list[str]:
                 ),
             )
         ),
+        "",
+        "Ranks of all right answers, which mAP is made of, are more than a search for the first: "
+        "every similarity is compared with the lowest right one's, and those above it are counted. "
+        f"That takes the same time however fast the products are, here {faiss_ms:.1f} ms a query; "
+        "the nearer the right answers, the less of it.",
         "",
     ]
 

@@ -86,7 +86,6 @@ def render() -> str:
         ("latency-ab", harness.alarms),
         ("lqf-cifar10", lqf.section),
         ("index", index.section),
-        ("index-trained", index.trained),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
