@@ -9,45 +9,18 @@ nothing, not everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
-from threadpoolctl import threadpool_limits
 
-from hetero._cores import cores
+from hetero._ahead import TIE as TIE
+from hetero._ahead import Size, ahead, workers
 from hetero.errors import DataError
 from hetero.space import Embeddings
 
 #: Memory for similarities at one time, in MiB, unless a caller says otherwise.
 BLOCK_MIB = 64
-
-#: Similarities closer than this are ties. The last bits of a float32 product depend on where in a
-#: block it was computed; without a tolerance, the rows of a collapsed model would not be equal.
-TIE = 1e-6
-
-#: So many queries are compared with so many gallery rows at a time: their similarities stay in a
-#: processor's own memory until they are counted.
-HIGH, WIDE = 256, 4096
-
-#: Where memory is short, fewer gallery rows, down to this; then fewer queries.
-NARROW = 512
-
-#: Room for so many numbers is needed for each similarity that is looked at.
-_EACH = 6
-
-#: So many similarities of a query wait until they are counted together.
-WAITING = 32_768
-
-#: For so few right answers, comparing with each takes less time than sorting.
-FEW = 128
-
-#: In so large a gallery each processor looks for queries of its own.
-LARGE = 50_000
 
 
 @dataclass(frozen=True)
@@ -188,9 +161,9 @@ def rank(
     # Room for all of them at once: joined from parts at the end, they would take twice that.
     room = np.empty(sum(len(by_label[x]) for x in truth.query_labels), dtype=np.int64)
     starts = [0]
-    with _workers(len(gallery) >= LARGE) as (workers, side_by_side):
+    with workers(len(gallery)) as (count, side_by_side):
         own = sum(max(map(len, rows.values())) for rows in (by_label, by_group))
-        size = _Size.within(block_mib / workers, len(queries), len(gallery), own)
+        size = Size.within(block_mib / count, len(queries), len(gallery), own)
         blocks = [
             slice(begin, min(begin + size.high, len(queries)))
             for begin in range(0, len(queries), size.high)
@@ -199,15 +172,15 @@ def rank(
         def look(block: slice) -> list[tuple[Int64[np.ndarray, " _"], int]]:
             hidden = [by_group[x] for x in truth.query_groups[block]]
             right = [by_label[x] for x in truth.query_labels[block]]
-            ahead = _ahead(queries.vectors[block], gallery.vectors, right, hidden, size)
-            return [(one, len(gallery) - len(x)) for one, x in zip(ahead, hidden, strict=True)]
+            found = ahead(queries.vectors[block], gallery.vectors, right, hidden, size)
+            return [(one, len(gallery) - len(x)) for one, x in zip(found, hidden, strict=True)]
 
         for block, answers in zip(blocks, side_by_side(look, blocks), strict=True):
-            for row, (ahead, seen) in enumerate(answers, start=block.start):
-                if ahead.size:
-                    starts.append(starts[-1] + ahead.size)
-                    # Ahead are wrong ones; before its own place come the right ones too.
-                    room[starts[-2] : starts[-1]] = ahead[::-1] + np.arange(ahead.size)
+            for row, (wrong, seen) in enumerate(answers, start=block.start):
+                if wrong.size:
+                    starts.append(starts[-1] + wrong.size)
+                    # Wrong ones are ahead; before its own place come the right ones too.
+                    room[starts[-2] : starts[-1]] = wrong[::-1] + np.arange(wrong.size)
                     kept.append(row)
                     visible.append(seen)
             if on_rows is not None:
@@ -225,130 +198,6 @@ def rank(
         visible=np.asarray(visible, dtype=np.int64),
         unanswerable=len(queries) - len(kept),
     )
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How much is looked at at a time.
-
-    Attributes:
-        high, wide: So many queries and gallery rows.
-        waiting: So many similarities of each query are kept until they are counted.
-    """
-
-    high: int
-    wide: int
-    waiting: int
-
-    @classmethod
-    def within(cls, mib: float, queries: int, gallery: int, own: int) -> _Size:
-        """The largest of use, in this memory.
-
-        Args:
-            mib: The memory.
-            queries: How many there are.
-            gallery: How many rows.
-            own: Gallery rows that are right for a query or hidden from it, at most.
-        """
-        # In numbers of 4 bytes. A similarity takes one, and up to 13 bytes more where it is near:
-        # whether, where, a copy. Sorting a query's own rows takes eight each.
-        room = max(_EACH, int(mib * 2**18))
-        wide = min(WIDE, gallery, max(room // (_EACH * HIGH), NARROW), room // _EACH)
-        high = max(1, min(HIGH, queries, room // (_EACH * wide + 8 * own)))
-        left = room // high - (_EACH - 1) * wide - 8 * own
-        return cls(high, wide, max(wide, min(WAITING, left)))
-
-
-def _ahead(
-    queries: Float32[np.ndarray, "b d"],
-    gallery: Float32[np.ndarray, "g d"],
-    right: Sequence[Int64[np.ndarray, " _"]],
-    hidden: Sequence[Int64[np.ndarray, " _"]],
-    size: _Size,
-) -> list[Int64[np.ndarray, " _"]]:
-    """How many wrong rows are ahead of each right one that is not hidden, the last one first."""
-    reach = [_reach(gallery, *of) for of in zip(queries, right, hidden, strict=True)]
-    ahead = [np.zeros(len(of), dtype=np.int64) for of in reach]
-    lowest = np.array([of[0] if len(of) else np.inf for of in reach], dtype=np.float32)
-    # What is no wrong answer, by gallery row.
-    column = np.concatenate([*right, *hidden], dtype=np.int32)
-    own = np.arange(len(queries), dtype=np.int32)
-    place = np.repeat([own, own], [len(x) for x in (*right, *hidden)])
-    order = np.argsort(column, kind="stable")
-    column, place = column[order], place[order]
-
-    waiting = np.empty((len(queries), size.waiting), dtype=np.float32)
-    many = [0] * len(queries)
-    store = np.empty(len(queries) * size.wide, dtype=np.float32)
-    for first in range(0, len(gallery), size.wide):
-        rows = gallery[first : first + size.wide]
-        tile = store[: len(queries) * len(rows)].reshape(len(queries), len(rows))
-        np.matmul(queries, rows.T, out=tile)
-        a, b = np.searchsorted(column, np.array((first, first + len(rows)), dtype=np.int32))
-        tile[place[a:b], column[a:b] - first] = -np.inf
-        # What is below the lowest right answer is of no interest. (`tile[mask]` takes several times
-        # as long where about half of them stay, and `compress` keeps other threads waiting.)
-        mask = tile >= lowest[:, None]
-        some = np.flatnonzero(mask.any(axis=1))
-        if 2 * len(some) < len(tile):
-            tile, mask = tile[some], mask[some]
-        else:  # no copy
-            some = np.arange(len(tile))
-        near = np.flatnonzero(mask)
-        scores = tile.reshape(-1)[near]
-        edges = np.searchsorted(near, np.arange(len(some) + 1) * len(rows))
-        for query, (begin, end) in zip(some.tolist(), pairwise(edges.tolist()), strict=True):
-            if many[query] + end - begin > size.waiting:
-                ahead[query] += _count(waiting[query, : many[query]], reach[query])
-                many[query] = 0
-            waiting[query, many[query] : many[query] + end - begin] = scores[begin:end]
-            many[query] += end - begin
-    for query, of in enumerate(reach):
-        ahead[query] += _count(waiting[query, : many[query]], of)
-    return ahead
-
-
-def _reach(
-    gallery: Float32[np.ndarray, "g d"],
-    query: Float32[np.ndarray, " d"],
-    right: Int64[np.ndarray, " r"],
-    hidden: Int64[np.ndarray, " h"],
-) -> Float32[np.ndarray, " a"]:
-    """The similarities from which on a wrong row is ahead of a right one, ascending."""
-    wanted = right[~np.isin(right, hidden)] if hidden.size else right
-    # Ties are ahead.
-    reach: Float32[np.ndarray, " a"] = np.sort(gallery[wanted] @ query) - np.float32(TIE)
-    return reach
-
-
-def _count(
-    scores: Float32[np.ndarray, " s"], reach: Float32[np.ndarray, " a"]
-) -> Int64[np.ndarray, " a"]:
-    """How many scores reach each of some ascending values; the scores' order is lost."""
-    if len(reach) > FEW:
-        scores.sort()
-        return len(scores) - np.searchsorted(scores, reach)
-    ahead = np.empty(len(reach), dtype=np.int64)
-    for at, low in enumerate(reach):
-        near = scores >= low
-        ahead[at] = np.count_nonzero(near)
-        if 2 * ahead[at] < len(scores):
-            scores = scores[np.flatnonzero(near)]
-    return ahead
-
-
-@contextmanager
-def _workers(several: bool) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
-    """How many work side by side, and their `map`."""
-    if not several:
-        yield 1, map
-        return
-    # Threads of a matrix product within each thread would wait for each other.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
-        try:
-            yield cores(), pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def search(

@@ -12,13 +12,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from hetero import retrieval
+from hetero import _ahead, retrieval
+from hetero._ahead import count
 from hetero.errors import DataError, SpaceMismatchError
 from hetero.retrieval import (
     TIE,
     Ranks,
     Truth,
-    _count,
     pairwise_cosine,
     rank,
     search,
@@ -107,11 +107,11 @@ def test_many_right_answers_are_ranked_as_a_slow_loop_does():
 
 
 def test_queries_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
-    monkeypatch.setattr(retrieval, "LARGE", 100)
-    monkeypatch.setattr(retrieval, "cores", lambda: 3)
+    monkeypatch.setattr(_ahead, "LARGE", 100)
+    monkeypatch.setattr(_ahead, "cores", lambda: 3)
     q, g, answers = task(5, n_queries=40, n_gallery=300, classes=4, groups=9)
     # Four blocks, the last of them not full.
-    monkeypatch.setattr(retrieval, "HIGH", 12)
+    monkeypatch.setattr(_ahead, "HIGH", 12)
     seen: list[int] = []
     found = rank(q, g, answers, on_rows=seen.append)
     assert seen == [12, 12, 12, 4]
@@ -119,17 +119,17 @@ def test_queries_looked_at_side_by_side_are_those_of_a_slow_loop(monkeypatch):
 
 
 def test_what_is_not_begun_is_left_when_a_search_for_ranks_is_interrupted(monkeypatch):
-    monkeypatch.setattr(retrieval, "LARGE", 100)
-    monkeypatch.setattr(retrieval, "HIGH", 1)
+    monkeypatch.setattr(_ahead, "LARGE", 100)
+    monkeypatch.setattr(_ahead, "HIGH", 1)
     begun: list[int] = []
-    ahead = retrieval._ahead
+    ahead = retrieval.ahead
 
     def counted(*of):
         begun.append(1)
         time.sleep(0.05)
         return ahead(*of)
 
-    monkeypatch.setattr(retrieval, "_ahead", counted)
+    monkeypatch.setattr(retrieval, "ahead", counted)
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt
@@ -142,9 +142,9 @@ def test_what_is_not_begun_is_left_when_a_search_for_ranks_is_interrupted(monkey
 @pytest.mark.parametrize("wide", [1, 7, 100, 299, 300])
 @pytest.mark.parametrize("few", [0, 1000])
 def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, wide, few):
-    monkeypatch.setattr(retrieval, "WIDE", wide)
-    monkeypatch.setattr(retrieval, "WAITING", 50)
-    monkeypatch.setattr(retrieval, "FEW", few)
+    monkeypatch.setattr(_ahead, "WIDE", wide)
+    monkeypatch.setattr(_ahead, "WAITING", 50)
+    monkeypatch.setattr(_ahead, "FEW", few)
     q, g, answers = task(6, n_queries=20, n_gallery=300, classes=4, groups=9)
     assert as_dict(rank(q, g, answers)) == slow_rank(q, g, answers)
     assert as_dict(rank(q, g, answers, block_mib=3 * 6 * wide * 4 / 2**20)) == slow_rank(
@@ -156,13 +156,13 @@ def test_a_gallery_looked_at_part_by_part_is_that_of_a_slow_loop(monkeypatch, wi
 @pytest.mark.parametrize("answers", [0, 1, 2, 33])
 @pytest.mark.parametrize("scores", [0, 1, 2000])
 def test_what_is_ahead_is_counted_as_by_a_slow_loop(monkeypatch, answers, scores, few):
-    monkeypatch.setattr(retrieval, "FEW", few)
+    monkeypatch.setattr(_ahead, "FEW", few)
     rng = np.random.default_rng(answers)
     # Few different values, so that there are ties.
     reach, seen = (rng.choice(np.float32([-0.5, 0, 0.25, 0.5, 0.75]), n) for n in (answers, scores))
     reach.sort()
     expected = [sum(bool(score >= low) for score in seen) for low in reach]
-    assert _count(seen, reach).tolist() == expected
+    assert count(seen, reach).tolist() == expected
 
 
 @pytest.mark.parametrize("jitter", [0, 1e-8, 1e-7])
