@@ -316,7 +316,7 @@ def wrong(tally: Tally, code: int | None, way: str, log: Path) -> None:
 def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, seed: int) -> Tally:
     """So many kills of a stage, and what they did to its results."""
     rng, tally = random.Random(seed), Tally()
-    out = work / "out"
+    out, log = work / "out", work / "log.txt"
     words = [*stage.command.format(**places, out=out).split(), "--quiet"]
 
     def afresh() -> None:
@@ -330,11 +330,11 @@ def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, s
     for _ in range(2):
         afresh()
         before = _of_children_s()
-        codes.append(ended(fork(words, work / "log.txt")))
+        codes.append(ended(fork(words, log)))
         tally.cpu_s = _of_children_s() - before
         alone.append(left_by(out))
     if codes[0] != codes[1] or codes[0] not in (0, 1, 3):
-        raise SystemExit(f"{' '.join(words)}: exit codes {codes}; see {work / 'log.txt'}")
+        raise SystemExit(f"{' '.join(words)}: exit codes {codes}; see {log}")
     common = {k for k, v in alone[0].items() if alone[1].get(k) == v}
     tally.compared, tally.differing = (
         len(common),
@@ -343,17 +343,17 @@ def interrupt(stage: Stage, places: Mapping[str, str], work: Path, times: int, s
     afresh()
     killed = False
     while sum(tally.kills.values()) < times or killed:
-        pid = fork(words, work / "log.txt")
+        pid = fork(words, log)
         enough = sum(tally.kills.values()) >= times
         code = ended(pid, None if enough else rng.uniform(0, 1.25 * tally.cpu_s))
         if code is None:
             time.sleep(rng.uniform(0, 0.01))  # the system counts in steps as long as this
-            code = kill(pid, rng.choice(WAYS), tally, codes[0], work / "log.txt")
+            code = kill(pid, rng.choice(WAYS), tally, codes[0], log)
         if code is None:
             killed = True
             continue
         if code != codes[0]:
-            wrong(tally, code, "none", work / "log.txt")
+            wrong(tally, code, "none", log)
         tally.ends += 1
         tally.resumed += killed
         tally.differences += differences(left_by(out), *alone)

@@ -164,27 +164,26 @@ def rank(
     with workers(len(gallery)) as (count, side_by_side):
         own = sum(max(map(len, rows.values())) for rows in (by_label, by_group))
         size = Size.within(block_mib / count, len(queries), len(gallery), own)
-        blocks = [
+        parts = [
             slice(begin, min(begin + size.high, len(queries)))
             for begin in range(0, len(queries), size.high)
         ]
 
-        def look(block: slice) -> list[tuple[Int64[np.ndarray, " _"], int]]:
-            hidden = [by_group[x] for x in truth.query_groups[block]]
-            right = [by_label[x] for x in truth.query_labels[block]]
-            found = ahead(queries.vectors[block], gallery.vectors, right, hidden, size)
-            return [(one, len(gallery) - len(x)) for one, x in zip(found, hidden, strict=True)]
+        def look(part: slice) -> list[Int64[np.ndarray, " _"]]:
+            right = [by_label[x] for x in truth.query_labels[part]]
+            hidden = [by_group[x] for x in truth.query_groups[part]]
+            return ahead(queries.vectors[part], gallery.vectors, right, hidden, size)
 
-        for block, answers in zip(blocks, side_by_side(look, blocks), strict=True):
-            for row, (wrong, seen) in enumerate(answers, start=block.start):
+        for part, found in zip(parts, side_by_side(look, parts), strict=True):
+            for row, wrong in enumerate(found, start=part.start):
                 if wrong.size:
                     starts.append(starts[-1] + wrong.size)
                     # Wrong ones are ahead; before its own place come the right ones too.
                     room[starts[-2] : starts[-1]] = wrong[::-1] + np.arange(wrong.size)
                     kept.append(row)
-                    visible.append(seen)
+                    visible.append(len(gallery) - len(by_group[truth.query_groups[row]]))
             if on_rows is not None:
-                on_rows(len(answers))
+                on_rows(len(found))
     if not kept:
         raise DataError(
             "no query has a right answer in the gallery: every class needs two pictures that may "
